@@ -1,0 +1,67 @@
+"""Values of states and actions, for critics that list all actions and for critics that take one as input.
+
+Dimensions: `...` batch dimensions, D width, C critics, G discounts, A action, K action samples. All results are raw
+critic outputs `[..., C, G]`, before any value normalisation.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from amago_nets.distributions import PolicyDistribution
+from torch import Tensor, nn
+from torch.func import functional_call
+
+
+@dataclass(frozen=True)
+class StateValues:
+    """What the losses need to know about one batch of states.
+
+    Attributes:
+        q_taken: `[..., C, G]` value of the action that was taken; carries gradient to critics and state.
+        v_policy: `[..., C, G]` value of the policy's actions; carries gradient to the policy only.
+    """
+
+    q_taken: Tensor
+    v_policy: Tensor
+
+
+class ListedActionValues:
+    """Critics that return the values of all A discrete actions at once: expectations are exact, K is 1."""
+
+    def target(self, critics: nn.Module, state: Tensor, policy: PolicyDistribution, num_samples: int) -> Tensor:
+        """Expected value of `policy` at `state` `[..., D]`, as `[..., C, G]`."""
+        return (critics(state) * policy.probs.unsqueeze(-3)).sum(-1)
+
+    def evaluate(
+        self, critics: nn.Module, state: Tensor, action: Tensor, policy: PolicyDistribution, num_samples: int
+    ) -> StateValues:
+        """Values at `state` `[..., D]` of `action` `[...]` int64 and of `policy`.
+
+        The policy's value uses the same critic output with its gradient cut, which is what a frozen copy of the
+        critics, fed a detached state, would return.
+        """
+        q_all = critics(state)
+        index = action.clamp(min=0)[..., None, None, None].expand(*q_all.shape[:-1], 1)
+        v_policy = (q_all.detach() * policy.probs.unsqueeze(-3)).sum(-1)
+        return StateValues(q_taken=q_all.gather(-1, index).squeeze(-1), v_policy=v_policy)
+
+
+class SampledActionValues:
+    """Critics that take one action as input: the policy's value is a mean over K sampled actions."""
+
+    def target(self, critics: nn.Module, state: Tensor, policy: PolicyDistribution, num_samples: int) -> Tensor:
+        """Mean value at `state` `[..., D]` of `num_samples` actions of `policy`, as `[..., C, G]`."""
+        actions = torch.stack([policy.sample() for _ in range(num_samples)])
+        return critics(state, actions).mean(0)
+
+    def evaluate(
+        self, critics: nn.Module, state: Tensor, action: Tensor, policy: PolicyDistribution, num_samples: int
+    ) -> StateValues:
+        """Values at `state` `[..., D]` of `action` `[..., A]` and of sampled actions of `policy`."""
+        samples = torch.stack([policy.rsample() for _ in range(num_samples)])
+        taken = action.unsqueeze(-2).expand(*action.shape[:-1], samples.shape[-2], action.shape[-1])
+        frozen = {name: value.detach() for name, value in critics.named_parameters()}
+        v_policy = functional_call(critics, frozen, (state.detach(), samples)).mean(0)
+        return StateValues(q_taken=critics(state, taken), v_policy=v_policy)

@@ -1,0 +1,21 @@
+"""Sequence kernels for reinforcement learning: reset-aware attention, ring-buffer decoding, return targets.
+
+Every operation has a plain PyTorch reference, a fast path for the machine at hand, and one `backend=` switch.
+"""
+
+from __future__ import annotations
+
+from .attention import DecodePlan, RingCache, attention, decode_attention, plan_decode, reset_lanes
+from .dispatch import available
+from .returns import n_step_targets
+
+__all__ = [
+    "DecodePlan",
+    "RingCache",
+    "attention",
+    "available",
+    "decode_attention",
+    "n_step_targets",
+    "plan_decode",
+    "reset_lanes",
+]

@@ -1,0 +1,8 @@
+"""Attention for training and prefill (`attention`) and for acting (`decode_attention` over a ring buffer)."""
+
+from __future__ import annotations
+
+from .decode import DecodePlan, RingCache, decode_attention, plan_decode, reset_lanes
+from .dense import attention
+
+__all__ = ["DecodePlan", "RingCache", "attention", "decode_attention", "plan_decode", "reset_lanes"]

@@ -1,0 +1,145 @@
+"""The memory of a Transformer between timesteps: one ring buffer of keys and values per layer.
+
+Dimensions: `N` layers, `B` lanes, `H` heads, `M` slots, `E` head size, `L` timesteps of a window.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from amago_kernels import RingCache
+from torch import Tensor
+
+from .state import State
+
+
+class TransformerState(State):
+    """Ring buffers of all layers over one storage, with one length per lane.
+
+    Args:
+        keys: `[N, B, H, M, E]`.
+        values: `[N, B, H, M, E]`.
+        length: `[B]` int64, timesteps since the lane's last reset.
+        steps: timesteps stepped since the state was made; see `RingCache.steps`.
+    """
+
+    def __init__(self, keys: Tensor, values: Tensor, length: Tensor, steps: int | None) -> None:
+        super().__init__(
+            keys.shape[1],
+            {"keys": keys, "values": values, "length": length},
+            {"keys": 1, "values": 1, "length": 0},
+        )
+        # The layers share `length`; the first cache is the clock that counts for all of them.
+        self.caches = [RingCache(keys[i], values[i], length, steps if i == 0 else None) for i in range(keys.shape[0])]
+
+    @classmethod
+    def allocate(
+        cls, layers: int, lanes: int, heads: int, slots: int, head_dim: int, *, dtype: torch.dtype, device: torch.device
+    ) -> TransformerState:
+        """An empty memory.
+
+        Args:
+            layers: `N`.
+            lanes: `B`.
+            heads: `H`.
+            slots: `M`.
+            head_dim: `E`.
+            dtype: of keys and values.
+            device: of all tensors.
+
+        Returns:
+            A state whose lanes have seen nothing.
+        """
+        shape = (layers, lanes, heads, slots, head_dim)
+        with torch.inference_mode(False):
+            return cls(
+                torch.zeros(shape, dtype=dtype, device=device),
+                torch.zeros(shape, dtype=dtype, device=device),
+                torch.zeros(lanes, dtype=torch.int64, device=device),
+                0,
+            )
+
+    @property
+    def clock(self) -> RingCache:
+        """The cache of the first layer, whose `length` and `steps` stand for all layers."""
+        return self.caches[0]
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """See `State.state_dict`; `steps` makes a restored state repeat the original bit for bit."""
+        steps = self.clock.steps
+        return {**super().state_dict(), "steps": torch.tensor(-1 if steps is None else steps)}
+
+    def load_state_dict(self, state_dict: Mapping[str, Tensor]) -> None:
+        """See `State.load_state_dict`."""
+        tensors = {name: tensor for name, tensor in state_dict.items() if name != "steps"}
+        super().load_state_dict(tensors)
+        steps = int(state_dict.get("steps", torch.tensor(-1)))
+        self.clock.steps = None if steps < 0 else steps
+
+    def select(self, indices: Tensor) -> TransformerState:
+        """See `State.select`."""
+        picked = self._pick(indices)
+        return TransformerState(picked["keys"], picked["values"], picked["length"], self.clock.steps)
+
+
+class Prefill:
+    """Feeds a whole window to lanes that already remember something.
+
+    The keys of a window are put behind what the ring buffer holds, oldest first, to make one longer window of
+    `M + L` timesteps for `amago_kernels.attention`; `reset` marks where the memory of each lane begins.
+
+    Args:
+        state: memory before the window.
+        length: timesteps `L` of the window.
+        reset: `[B, L]` bool, or None.
+    """
+
+    def __init__(self, state: TransformerState, length: int, reset: Tensor | None) -> None:
+        seen = state.clock.length
+        slots = state.clock.slots
+        device = seen.device
+        self.state, self.slots, self.length = state, slots, length
+        age = torch.arange(slots - 1, -1, -1, device=device)
+        self._history = (seen[:, None] - 1 - age) % slots
+        self._stale = age >= seen[:, None]
+        column = torch.arange(slots + length, device=device)
+        self.reset = column == (slots - seen.clamp(max=slots))[:, None]
+        self._new_length = seen + length
+        if reset is not None:
+            self.reset[:, slots:] |= reset
+            index = torch.arange(1, length + 1, device=device)
+            last = torch.where(reset, index, 0).amax(dim=1)
+            self._new_length = torch.where(last > 0, length + 1 - last, self._new_length)
+        slot_age = (self._new_length[:, None] - 1 - torch.arange(slots, device=device)) % slots
+        self._source = slots + length - 1 - slot_age
+
+    def extend(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+        """Puts memory in front of the keys and values of a window, and the window into memory.
+
+        Args:
+            layer: number of the layer.
+            k: `[B, L, H, E]`.
+            v: `[B, L, H, E]`.
+
+        Returns:
+            Keys and values `[B, M + L, H, E]`; gradients flow to `k` and `v`, none to memory.
+        """
+        cache = self.state.caches[layer]
+        return self._extend_one(cache.keys, k), self._extend_one(cache.values, v)
+
+    def _extend_one(self, ring: Tensor, new: Tensor) -> Tensor:
+        shape = (ring.shape[0], ring.shape[1], self.slots, ring.shape[3])
+        old = ring.gather(2, self._history[:, None, :, None].expand(shape))
+        old = old.masked_fill(self._stale[:, None, :, None], 0.0).transpose(1, 2)
+        both = torch.cat([old.to(new.dtype), new], dim=1)
+        with torch.no_grad():
+            kept = both.detach().transpose(1, 2).gather(2, self._source[:, None, :, None].expand(shape))
+            ring.copy_(kept)
+        return both
+
+    def finish(self) -> None:
+        """Counts the timesteps of the window, in place, after the last layer."""
+        self.state.clock.length.copy_(self._new_length)
+        if self.state.clock.steps is not None:
+            self.state.clock.steps += self.length

@@ -1,0 +1,124 @@
+"""What a network must know about observations and actions: shapes, dtypes, bounds. No environment library here."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+import torch
+from torch import Tensor
+
+from .validation import check_choice, check_int
+
+ArrayKind = Literal["vector", "image", "tokens"]
+ActionKind = Literal["discrete", "continuous", "multi_binary"]
+
+DTYPES = (
+    "bool",
+    "uint8",
+    "uint16",
+    "uint32",
+    "uint64",
+    "int8",
+    "int16",
+    "int32",
+    "int64",
+    "float16",
+    "float32",
+    "float64",
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ArraySpec:
+    """One observation array of one timestep.
+
+    Attributes:
+        shape: shape without batch or time axes; `()` is a scalar.
+        dtype: one of `DTYPES`.
+        kind: "vector" for features, "image" for pixels, "tokens" for indices.
+        low: smallest value, possibly infinite; None if unknown.
+        high: largest value, possibly infinite; None if unknown.
+        num_classes: number of distinct tokens, None if unknown; only for kind "tokens".
+
+    Raises:
+        ValueError: if a field is not allowed.
+    """
+
+    shape: tuple[int, ...]
+    dtype: str
+    kind: ArrayKind = "vector"
+    low: float | None = None
+    high: float | None = None
+    num_classes: int | None = None
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.shape, tuple) or any(type(n) is not int or n < 1 for n in self.shape):
+            raise ValueError(f"shape={self.shape!r} is not allowed; give a tuple of integers >= 1")
+        check_choice("dtype", self.dtype, DTYPES)
+        check_choice("kind", self.kind, get_args(ArrayKind))
+        if self.kind == "image" and len(self.shape) != 3:
+            raise ValueError(f"shape={self.shape!r} is not allowed with kind='image'; give three axes")
+        for name, bound in (("low", self.low), ("high", self.high)):
+            if bound is not None and (isinstance(bound, bool) or not isinstance(bound, (int, float)) or bound != bound):
+                raise ValueError(f"{name}={bound!r} is not allowed; give a number or None")
+        if self.low is not None and self.high is not None and self.low > self.high:
+            raise ValueError(f"low={self.low!r} is not allowed; give at most high={self.high!r}")
+        if self.num_classes is not None:
+            check_int("num_classes", self.num_classes)
+            if self.kind != "tokens":
+                raise ValueError(f"num_classes={self.num_classes!r} is not allowed with kind={self.kind!r}; give None")
+
+    @property
+    def numel(self) -> int:
+        """Number of entries of one array."""
+        product = 1
+        for n in self.shape:
+            product *= n
+        return product
+
+
+@dataclass(frozen=True)
+class ActionSpec:
+    """The action of one timestep.
+
+    Attributes:
+        kind: "discrete" (an index), "continuous" (`A` numbers in [-1, 1]) or "multi_binary" (`A` bits).
+        size: number of discrete actions, or number of dimensions.
+
+    Raises:
+        ValueError: if a field is not allowed.
+    """
+
+    kind: ActionKind
+    size: int
+
+    def __post_init__(self) -> None:
+        check_choice("kind", self.kind, get_args(ActionKind))
+        check_int("size", self.size)
+
+    @property
+    def is_discrete(self) -> bool:
+        """True if actions are indices."""
+        return self.kind == "discrete"
+
+    def encode(self, action: Tensor) -> Tensor:
+        """Turns stored actions into what networks take.
+
+        Args:
+            action: discrete: `[...]` integers, -1 means "no previous action"; otherwise `[..., A]` of any dtype.
+
+        Returns:
+            `[..., A]` float32: one-hot rows for discrete actions (all zeros for -1), else the values.
+
+        Raises:
+            ValueError: if the dtype or the last axis does not fit the kind.
+        """
+        if self.kind == "discrete":
+            if action.dtype.is_floating_point or action.dtype == torch.bool:
+                raise ValueError(f"action.dtype={action.dtype} is not allowed for discrete actions; give integers")
+            # A comparison beats one_hot: no host sync to check the range, any integer dtype, and -1 is no special case.
+            return (action.unsqueeze(-1) == torch.arange(self.size, device=action.device)).float()
+        if action.ndim == 0 or action.shape[-1] != self.size:
+            raise ValueError(f"action.shape={tuple(action.shape)} is not allowed; give [..., {self.size}]")
+        return action.float()
