@@ -73,8 +73,12 @@ def by_loops(q, k, v, reset, *, causal=True, window=None, sink=0, sink_bias=0.0,
     return out
 
 
-def served(backend: str, options: dict) -> bool:
-    return backend != "sdpa" or "logit_clip" not in options
+SERVED = [
+    (backend, name)
+    for backend in ("auto", *available()["attention"])
+    for name, options in OPTIONS.items()
+    if backend != "sdpa" or "logit_clip" not in options
+]
 
 
 @pytest.mark.parametrize("kind", RESETS)
@@ -89,12 +93,9 @@ def test_reference_equals_loops(name, kind):
 
 @pytest.mark.parametrize("shape", [(2, 1, 1, 8), (2, 63, 2, 40), (1, 130, 2, 60)])
 @pytest.mark.parametrize("kind", RESETS)
-@pytest.mark.parametrize("name", OPTIONS)
-@pytest.mark.parametrize("backend", available()["attention"])
+@pytest.mark.parametrize(("backend", "name"), SERVED)
 def test_output_and_gradients(backend, name, kind, shape):
     options = OPTIONS[name]
-    if not served(backend, options):
-        pytest.skip(f"{backend} does not serve {name}")
     exact = make_qkv(*shape, torch.float64).requires_grad_()
     single = exact.detach().float().requires_grad_()
     weights = make_qkv(*shape, torch.float64, seed=1)[:, :, 0]

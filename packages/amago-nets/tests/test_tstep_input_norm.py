@@ -183,6 +183,15 @@ def test_gradient_reaches_the_input_only_by_the_scale() -> None:
     torch.testing.assert_close(x.grad, (1 / norm.sigma).float().expand(3, 2))
 
 
+def test_compiled_updates_are_kept() -> None:
+    norm, compiled_norm = MaskedInputNorm(2), MaskedInputNorm(2)
+    compiled = torch.compile(compiled_norm, backend="aot_eager", fullgraph=True)
+    for _ in range(2):
+        torch.testing.assert_close(compiled(ROWS, ROWS[:, 0] > 1), norm(ROWS, ROWS[:, 0] > 1))
+    for name, buffer in norm.named_buffers():
+        torch.testing.assert_close(compiled_norm.get_buffer(name), buffer)
+
+
 def test_bad_arguments() -> None:
     with pytest.raises(ValueError, match="dim=0"):
         MaskedInputNorm(0)

@@ -1,11 +1,11 @@
-"""Shared fixtures: a small schema, and trajectories whose every value follows from a number."""
+"""Shared fixtures: a small schema, and trajectories of it."""
 
 from __future__ import annotations
 
 import os
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -13,28 +13,10 @@ import pytest
 
 from amago_offline import Field, Schema, Trajectory, discrete_action_field
 
+# Helper modules are importable whatever pytest's import mode.
+sys.path.insert(0, str(Path(__file__).parent))
 
-def numbered(number: int, length: int, start: int = 0) -> Trajectory:
-    """Trajectory `number`: a reader can tell from any row which one it is and whether the row is right."""
-    steps = np.arange(start, start + length)
-    action = ((number + steps) % 3).astype(np.int8)
-    action[0] = -1
-    terminated = np.zeros(length, bool)
-    terminated[-1] = number % 3 == 0
-    truncated = np.zeros(length, bool)
-    truncated[-1] = number % 3 == 1
-    return Trajectory(
-        obs={
-            "image": ((number * 7 + steps)[:, None, None] % 256 * np.ones((1, 2, 3))).astype(np.uint8),
-            "state": np.stack([np.full(length, number), steps], axis=1).astype(np.float32),
-        },
-        prev_action=action,
-        prev_reward=(number + steps / 1000).astype(np.float32),
-        terminated=terminated,
-        truncated=truncated,
-        time_idx=steps,
-        meta={"number": number},
-    )
+from numbered_trajectories import numbered  # noqa: E402
 
 
 @pytest.fixture
@@ -65,13 +47,12 @@ def same() -> Callable[[Trajectory, Trajectory], bool]:
 
 
 @pytest.fixture
-def python() -> Callable[..., subprocess.Popen[str]]:
-    """Start a script in another interpreter that can import this file as `conftest`."""
+def python() -> Iterator[Callable[..., subprocess.Popen[str]]]:
+    """Start a script in another interpreter that can import the helper modules here."""
     started = []
 
     def start(code: str, *arguments: object) -> subprocess.Popen[str]:
-        here = str(Path(__file__).parent)
-        path = os.pathsep.join([here, *(entry for entry in sys.path if entry)])
+        path = os.pathsep.join(entry for entry in sys.path if entry)
         process = subprocess.Popen(
             [sys.executable, "-c", code, *map(str, arguments)],
             stdin=subprocess.PIPE,

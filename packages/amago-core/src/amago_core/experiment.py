@@ -196,7 +196,7 @@ class Experiment:
                 progress.update(phase="validate")
                 record = self._validate()
                 self._tracker.log(self.learner.updates, {"epoch": self.epoch, **self._counters(), **record})
-                self._show(progress, record)
+                self._show(progress, record, end_of_epoch=True)
             return self._write_summary(record)
         finally:
             self.close()
@@ -216,7 +216,9 @@ class Experiment:
         record: dict[str, Any] = {"epoch": epoch}
         if config.val_interval and epoch % config.val_interval == 0:
             progress.update(phase="validate", phase_done=0, phase_total=None)
-            record.update(self._validate())
+            validated = self._validate()
+            self._tracker.log(self.learner.updates, {"epoch": epoch, **self._counters(), **validated})
+            self._show(progress, validated)
         collecting = time.perf_counter()
         if epoch >= config.start_collecting_at and config.rollout_steps_per_epoch:
             progress.update(phase="collect")
@@ -233,9 +235,9 @@ class Experiment:
         record["time/train"] = finished - training
         record["time/total"] = self._seconds
         self._tracker.log(self.learner.updates, record)
+        self._show(progress, record, end_of_epoch=True)
         if self.epoch % config.ckpt_interval == 0 or self.epoch == config.epochs:
             self._save_checkpoint()
-        self._show(progress, record)
 
     def _counters(self) -> dict[str, int]:
         return {"frames": self.frames, "updates": self.learner.updates}
@@ -285,24 +287,26 @@ class Experiment:
         policy = Policy(self.agent, self.adapter, sample=config.sample_actions_val, seed=seed)
         return evaluate(policy, self._val_env, seed=seed, episodes_per_lane=config.val_episodes_per_lane)
 
-    def _show(self, progress: ConsoleProgress, record: dict[str, Any]) -> None:
+    def _show(self, progress: ConsoleProgress, record: dict[str, Any], *, end_of_epoch: bool = False) -> None:
         attempts = sorted(
             (k for k in record if k.startswith("val/attempt_") and k.endswith("/success")),
             key=lambda k: int(k.split("_")[1].split("/")[0]),
         )
-        for name, key in (("return", "val/return"), ("return", "collect/return")):
-            if key in record:
-                self._shown[name] = record[key]
-                break
+        if "val/return" in record:
+            self._shown["return"] = record["val/return"]
+        if "collect/return" in record:
+            self._shown["return_while_exploring"] = record["collect/return"]
         if attempts:
             self._shown["success_first"], self._shown["success_last"] = record[attempts[0]], record[attempts[-1]]
-        progress.epoch_end(epoch=self.epoch, frames=self.frames, updates=self.learner.updates, **self._shown)
+        show = progress.epoch_end if end_of_epoch else progress.update
+        show(epoch=self.epoch, **self._counters(), **self._shown)
 
     def _save_checkpoint(self) -> None:
         """Write the whole state; afterwards the run goes on exactly as a resumed one would."""
         if not self.rollout.exact:
             self.recorder.flush()
         self.dataset.commit()
+        self._jsonl.sync()
         state = {
             "epoch": self.epoch,
             "frames": self.frames,

@@ -73,7 +73,7 @@ def _spread(positions: Sequence[float], gap: float) -> list[float]:
     return spread
 
 
-def _label_ends(axis: Any, ends: Sequence[tuple[float, str, str]], right: float) -> None:
+def _label_ends(axis: Any, ends: Sequence[tuple[float, str, Any]], right: float) -> None:
     """Write the name of each line beside its end; `ends` holds (y, text, colour)."""
     low, high = axis.get_ylim()
     gap = 0.062 * (high - low) * 3.4 / (axis.get_position().height * axis.figure.get_figheight())
@@ -154,9 +154,7 @@ def plot_success_per_attempt(
     for label, (means, bars) in checked.items():
         style = _curve_style(label, rank)
         rank += style["color"] in _COLOURS
-        axis.errorbar(
-            np.arange(1, means.size + 1), means, yerr=bars, capsize=3, elinewidth=1.3, clip_on=False, **style
-        )
+        axis.errorbar(np.arange(1, means.size + 1), means, yerr=bars, capsize=3, elinewidth=1.3, clip_on=False, **style)
         any_bars = any_bars or bars is not None
         ends.append((float(means[-1]), f"{label}  {means[-1]:.0f} %", style["color"]))
     axis.set_yticks(range(0, 101, 25), [f"{value} %" for value in range(0, 101, 25)])
@@ -169,7 +167,7 @@ def plot_success_per_attempt(
             f"Bars: {interval}",
             (1, 0),
             xycoords="axes fraction",
-            xytext=(0, -30),
+            xytext=(0, -46),
             textcoords="offset points",
             ha="right",
             va="center",
@@ -300,13 +298,21 @@ def _draw_success(axis: Any, rows: Sequence[Mapping[str, Any]], x_key: str, keys
         colour = tuple((1 - share) * first + share * last)
         width, alpha = (2.2, 1.0) if named else (1.1, 0.55)
         axis.plot(
-            x, 100 * y, color=colour, linewidth=width, alpha=alpha, zorder=3 + named, **(_marker(x.size) if named else {})
+            x,
+            100 * y,
+            color=colour,
+            linewidth=width,
+            alpha=alpha,
+            zorder=3 + named,
+            **(_marker(x.size) if named else {}),
         )
         right = max(right, float(x[-1]))
         match = _SUCCESS.search(key)
+        attempt = int(match[1]) + 1 if match else index + 1
         if named:
-            attempt = int(match[1]) + 1 if match else index + 1
             ends.append((100 * float(y[-1]), f"attempt {attempt}", colour))
+        elif len(keys) <= 6:
+            ends.append((100 * float(y[-1]), str(attempt), tuple(0.6 * part + 0.3 for part in colour)))
     _label_ends(axis, ends, right)
 
 

@@ -53,9 +53,7 @@ def missing(operation: str, backend: str) -> str | None:
     return "this version does not include it yet"
 
 
-def choose(
-    operation: str, backend: str, call: CallT, candidates: Mapping[str, Callable[[CallT], str | None]]
-) -> str:
+def choose(operation: str, backend: str, call: CallT, candidates: Mapping[str, Callable[[CallT], str | None]]) -> str:
     """Resolves `backend` to the name of a backend that serves the call.
 
     Args:

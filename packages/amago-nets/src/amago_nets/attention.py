@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import torch
 import torch.nn.functional as F
-from amago_kernels import DecodePlan, RingCache, attention, decode_attention
 from torch import Tensor, nn
+
+from amago_kernels import DecodePlan, RingCache, attention, decode_attention
 
 from .kv_cache import Prefill
 from .positions import apply_rotary

@@ -35,7 +35,7 @@ class MaskedInputNorm(nn.Module):
     Attributes:
         mu: `[F]` float64 running mean.
         nu: `[F]` float64 running mean of squares.
-        count: scalar float64, number of updates plus `initial_count`.
+        count: `[1]` float64, number of updates plus `initial_count`.
 
     Source: adaptive step size of van Hasselt et al. (2016), "Learning values across many orders of magnitude".
     """
@@ -55,7 +55,8 @@ class MaskedInputNorm(nn.Module):
         # float64: nu - mu^2 cancels for features far from zero, and 1 - (1 - beta)^t for small t.
         self.register_buffer("mu", torch.zeros(dim, dtype=torch.float64))
         self.register_buffer("nu", torch.ones(dim, dtype=torch.float64))
-        self.register_buffer("count", torch.tensor(float(initial_count), dtype=torch.float64))
+        # One axis: torch.compile takes a float64 CPU tensor without axes for a constant and loses what is added to it.
+        self.register_buffer("count", torch.full((1,), float(initial_count), dtype=torch.float64))
         # Rows shift, scale, limit: derived from the statistics, kept because acting is many small steps.
         self.register_buffer("_affine", torch.empty(3, dim, dtype=torch.float64), persistent=False)
         self._refresh()
@@ -102,11 +103,11 @@ class MaskedInputNorm(nn.Module):
         else:
             valid = mask.reshape(-1)
             rows = rows.masked_fill(~valid.unsqueeze(-1), 0.0)
-            total = valid.sum().to(self.mu.dtype)
-        sums = torch.cat([rows.sum(0), rows.square().sum(0), total.reshape(1)])
+            total = valid.sum(dim=0, keepdim=True).to(self.mu.dtype)
+        sums = torch.cat([rows.sum(0), rows.square().sum(0), total])
         if torch.distributed.is_available() and torch.distributed.is_initialized():
             torch.distributed.all_reduce(sums)
-        total = sums[-1]
+        total = sums[-1:]
         means = sums[:-1] / total.clamp_min(1.0)
         seen = (total > 0).to(self.mu.dtype)
         self.count.add_(seen)

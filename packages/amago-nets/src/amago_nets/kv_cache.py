@@ -8,8 +8,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 import torch
-from amago_kernels import RingCache
 from torch import Tensor
+
+from amago_kernels import RingCache
 
 from .state import State
 

@@ -29,6 +29,11 @@ class State:
         """The tensor of that name itself, not a copy."""
         return self._tensors[name]
 
+    @property
+    def tensors(self) -> dict[str, Tensor]:
+        """Name to tensor: the memory itself, no copies."""
+        return dict(self._tensors)
+
     def state_dict(self) -> dict[str, Tensor]:
         """Snapshot of the state.
 

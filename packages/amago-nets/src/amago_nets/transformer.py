@@ -6,8 +6,9 @@ Dimensions: `B` batch or lanes, `L` timesteps, `D` model, `F` feed-forward.
 from __future__ import annotations
 
 import torch.nn.functional as F
-from amago_kernels import DecodePlan, RingCache
 from torch import Tensor, nn
+
+from amago_kernels import DecodePlan, RingCache
 
 from .attention import Rotary, SelfAttention
 from .kv_cache import Prefill

@@ -76,6 +76,11 @@ class PopArtLayer(nn.Module):
         """Scale of the targets, `[G]` float64, in [1e-2, 1e4]."""
         return _sigma(self.mu, self.nu)
 
+    def summary(self) -> dict[str, Tensor]:
+        """Means over the discounts of `mu`, `nu`, `sigma`, `w` and `b`, for logging."""
+        names = ("mu", "nu", "sigma", "w", "b")
+        return {name: getattr(self, name).mean().float() for name in names}
+
     @torch.no_grad()
     def update(self, targets: Tensor, mask: Tensor) -> None:
         """Move the statistics towards those of a batch; a discount without valid entries keeps its own.

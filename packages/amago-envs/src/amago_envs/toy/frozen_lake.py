@@ -51,6 +51,7 @@ class MetaFrozenLake(ToyEnv):
             `1 - slip_chance`.
         show_k_progress: whether the observation tells how many attempts are over.
         slip_chance: probability that a move does nothing, in [0, 1).
+        split: "all" maps, or one of two parts that share none: "held_out", about a fifth, and "train", the others.
         render_mode: None, "ansi" or "rgb_array".
 
     Raises:
@@ -72,6 +73,7 @@ class MetaFrozenLake(ToyEnv):
         max_attempt_steps: int | None = None,
         show_k_progress: bool = True,
         slip_chance: float = 0.0,
+        split: str = "all",
         render_mode: str | None = None,
     ) -> None:
         self.rules = LakeRules(
@@ -82,6 +84,7 @@ class MetaFrozenLake(ToyEnv):
             max_attempt_steps=max_attempt_steps,
             show_k_progress=show_k_progress,
             slip_chance=slip_chance,
+            split=split,
         )
         super().__init__(self.rules.observation_space(), self.rules.action_space(), render_mode)
         self._moves = self.rules.moves()
@@ -142,7 +145,7 @@ class MetaFrozenLake(ToyEnv):
         size = self.rules.size
         while True:
             passable = lakes.passable_from_draws(self.np_random.random((1, size**2)))
-            if lakes.have_path(passable, size)[0]:
+            if self.rules.accepts(passable)[0]:
                 tiles: np.ndarray = lakes.tiles_from_passable(passable)[0]
                 return tiles
 

@@ -41,6 +41,7 @@ class MetaFrozenLakeVector(LaneVectorEnv):
         max_attempt_steps: step limit of an attempt; None for the default of `LakeRules`.
         show_k_progress: whether the observation tells how many attempts are over.
         slip_chance: probability that a move does nothing, in [0, 1).
+        split: "all" maps, or one of two parts that share none: "held_out", about a fifth, and "train", the others.
         render_mode: None, "ansi" or "rgb_array".
 
     Raises:
@@ -60,6 +61,7 @@ class MetaFrozenLakeVector(LaneVectorEnv):
         max_attempt_steps: int | None = None,
         show_k_progress: bool = True,
         slip_chance: float = 0.0,
+        split: str = "all",
         render_mode: str | None = None,
     ) -> None:
         self.rules = rules = LakeRules(
@@ -70,6 +72,7 @@ class MetaFrozenLakeVector(LaneVectorEnv):
             max_attempt_steps=max_attempt_steps,
             show_k_progress=show_k_progress,
             slip_chance=slip_chance,
+            split=split,
         )
         super().__init__(
             num_envs,
@@ -230,9 +233,9 @@ class MetaFrozenLakeVector(LaneVectorEnv):
         size = self.rules.size
         while lanes.size:
             passable = lakes.passable_from_draws(self.streams.take(lanes, size**2))
-            solvable = lakes.have_path(passable, size)
-            self._maps[lanes[solvable]] = lakes.tiles_from_passable(passable[solvable])
-            lanes = lanes[~solvable]
+            accepted = self.rules.accepts(passable)
+            self._maps[lanes[accepted]] = lakes.tiles_from_passable(passable[accepted])
+            lanes = lanes[~accepted]
 
     def _observe(self, lanes: IntArray) -> np.ndarray:
         observations = np.empty((lanes.size, 4), dtype=np.float32)

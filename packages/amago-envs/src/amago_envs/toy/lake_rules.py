@@ -11,7 +11,10 @@ from typing import Any
 import gymnasium
 import numpy as np
 
+from amago_envs.toy import lakes
+
 NUM_ACTIONS = 5
+SPLITS = ("all", "train", "held_out")
 DISPLACEMENTS = ((0, 0), (1, 0), (-1, 0), (0, 1), (0, -1))
 RECOVER_PENALTY = -0.1
 SWAP_PROBABILITY = 0.5
@@ -32,6 +35,7 @@ class LakeRules:
             `1 - slip_chance`.
         show_k_progress: whether the observation tells how many attempts are over.
         slip_chance: probability that a move does nothing, in [0, 1).
+        split: "all" maps, or one of two parts that share none: "held_out", about a fifth, and "train", the others.
 
     Raises:
         ValueError: if a value is not allowed.
@@ -44,6 +48,7 @@ class LakeRules:
     max_attempt_steps: int | None = None
     show_k_progress: bool = True
     slip_chance: float = 0.0
+    split: str = "all"
 
     def __post_init__(self) -> None:
         """Check every value."""
@@ -57,6 +62,10 @@ class LakeRules:
             object.__setattr__(self, name, int(value))
         if not 0.0 <= self.slip_chance < 1.0:
             raise ValueError(f"slip_chance: {self.slip_chance!r}, allowed: 0 <= slip_chance < 1")
+        if self.split not in SPLITS:
+            raise ValueError(f"split: {self.split!r}, allowed: one of {SPLITS}")
+        if self.split != "all" and self.size < 3:
+            raise ValueError(f"split: {self.split!r} with size {self.size}, allowed: \"all\" for so few maps")
 
     @property
     def step_limit(self) -> int:
@@ -103,6 +112,20 @@ class LakeRules:
         if not self.show_k_progress:
             return np.zeros(self.k_attempts + 1, dtype=np.float32)
         return (np.arange(self.k_attempts + 1) / self.k_attempts).astype(np.float32)
+
+    def accepts(self, passable: lakes.BoolArray) -> lakes.BoolArray:
+        """Which maps may become tasks: they can be solved and belong to the split.
+
+        Args:
+            passable: `[M, S * S]` bool.
+
+        Returns:
+            `[M]` bool.
+        """
+        accepted = lakes.have_path(passable, self.size)
+        if self.split != "all":
+            accepted &= lakes.held_out(passable) == (self.split == "held_out")
+        return accepted
 
     def as_dict(self) -> dict[str, Any]:
         """The settings as a JSON-able dict, with the step limit in place of None."""

@@ -187,8 +187,8 @@ def plan_decode(cache: RingCache, *, window: int | None = None, sink: int = 0, s
         visible = visible & (near if sinks is None else near | sinks)
     bias = torch.zeros(visible.shape, dtype=cache.keys.dtype, device=device)
     if sinks is not None and sink_bias != 0.0:
-        bias = bias + sink_bias * sinks
-    bias = bias.masked_fill(~visible, _NEG)
+        bias.masked_fill_(sinks, sink_bias)
+    bias.masked_fill_(~visible, _NEG)
     bias = bias[:, None].expand(batch, heads, looked).reshape(batch * heads, 1, looked)
     lanes = torch.arange(batch, device=device)
     return DecodePlan(lanes, slot, looked, visible, sinks, bias, has_stale)
@@ -259,8 +259,8 @@ def decode_attention(
     batch, heads, _, head_dim = cache.keys.shape
     if q.shape != (batch, heads, head_dim) or k.shape != q.shape or v.shape != q.shape:
         raise ValueError(
-            f"q {tuple(q.shape)}, k {tuple(k.shape)}, v {tuple(v.shape)} must be {(batch, heads, head_dim)}, the lanes, "
-            "heads and head size of the cache"
+            f"q {tuple(q.shape)}, k {tuple(k.shape)}, v {tuple(v.shape)} must be {(batch, heads, head_dim)}: "
+            "the lanes, heads and head size of the cache"
         )
     if logit_clip is not None and not logit_clip > 0.0:
         raise ValueError(f"logit_clip={logit_clip} is not allowed; give None or a number > 0")
@@ -284,7 +284,7 @@ def _reference(
     values = cache.values[:, :, : plan.looked].to(wide).masked_fill(~visible[..., None], 0.0)
     scores = torch.einsum("bhe,bhme->bhm", q.to(wide), keys) * scale
     if plan.sinks is not None:
-        scores = scores + sink_bias * plan.sinks[:, None]
+        scores = scores + sink_bias * plan.sinks[:, None].to(wide)
     if logit_clip is not None:
         scores = scores.clamp(-logit_clip, logit_clip)
     return torch.einsum("bhm,bhme->bhe", scores.masked_fill(~visible, _NEG).softmax(dim=-1), values)
@@ -316,7 +316,7 @@ def _matmul_once(
     else:
         scores = torch.bmm(query, keys.transpose(1, 2)).mul_(scale).view(batch, heads, plan.looked)
         if plan.sinks is not None:
-            scores = scores + sink_bias * plan.sinks[:, None]
+            scores = scores + sink_bias * plan.sinks[:, None].to(q.dtype)
         scores = scores.clamp_(-logit_clip, logit_clip).masked_fill_(~plan.visible[:, None], _NEG)
         scores = scores.view(batch * heads, 1, plan.looked)
     return torch.bmm(scores.softmax(dim=-1), values).view(batch, heads, head_dim)

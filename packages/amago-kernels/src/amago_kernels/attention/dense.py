@@ -104,7 +104,8 @@ def _check(
     reset: Tensor | None,
 ) -> None:
     if q.dim() != 4 or k.shape != q.shape or v.shape != q.shape:
-        raise ValueError(f"q {tuple(q.shape)}, k {tuple(k.shape)}, v {tuple(v.shape)} must share one shape [B, L, H, E]")
+        shapes = f"q {tuple(q.shape)}, k {tuple(k.shape)}, v {tuple(v.shape)}"
+        raise ValueError(f"{shapes} must share one shape [B, L, H, E]")
     if q.shape[1] < 1:
         raise ValueError("q has L=0 timesteps; give at least 1")
     if not q.is_floating_point() or k.dtype != q.dtype or v.dtype != q.dtype:

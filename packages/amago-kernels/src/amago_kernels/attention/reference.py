@@ -28,7 +28,7 @@ def reference_attention(q: Tensor, k: Tensor, v: Tensor, call: AttentionCall) ->
     scores = torch.einsum("bihe,bjhe->bhij", q.to(wide), k.to(wide)) * call.scale
     visible, sinks = visible_keys(call, q.shape[1], q.device)
     if sinks is not None:
-        scores = scores + call.sink_bias * sinks
+        scores = scores + call.sink_bias * sinks.to(wide)
     if call.logit_clip is not None:
         scores = scores.clamp(-call.logit_clip, call.logit_clip)
     weights = scores.masked_fill(~visible, float("-inf")).softmax(dim=-1)

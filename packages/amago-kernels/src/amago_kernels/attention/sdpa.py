@@ -39,9 +39,9 @@ def sdpa_attention(q: Tensor, k: Tensor, v: Tensor, call: AttentionCall) -> Tens
     mask = None
     if not call.plain:
         mask, sinks = visible_keys(call, q.shape[1], q.device)
-        if call.biased:
+        if call.biased and sinks is not None:
             bias = torch.zeros(mask.shape, dtype=q.dtype, device=q.device)
-            mask = (bias + call.sink_bias * sinks).masked_fill(~mask, float("-inf"))
+            mask = bias.masked_fill_(sinks, call.sink_bias).masked_fill_(~mask, float("-inf"))
     out = F.scaled_dot_product_attention(
         q.transpose(1, 2),
         k.transpose(1, 2),

@@ -9,8 +9,9 @@ from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
-from amago_kernels import plan_decode, reset_lanes
 from torch import Tensor, nn
+
+from amago_kernels import plan_decode, reset_lanes
 
 from ..attention import Rotary
 from ..kv_cache import Prefill, TransformerState
@@ -185,7 +186,7 @@ class TransformerConfig(TrajEncoderConfig):
         check_choice("norm", self.norm, NORMS)
         check_choice("positions", self.positions, POSITIONS)
         if self.d_model % self.n_heads:
-            raise ValueError(f"d_model={self.d_model} is not allowed with n_heads={self.n_heads}; give a multiple of it")
+            raise ValueError(f"d_model={self.d_model} is not allowed with n_heads={self.n_heads}; give a multiple")
         if self.positions == "fixed" and self.d_model % 2:
             raise ValueError(f"d_model={self.d_model} is not allowed with positions='fixed'; give an even number")
         if self.positions == "rotary" and (self.d_model // self.n_heads) % 2:

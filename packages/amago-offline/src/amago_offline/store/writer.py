@@ -250,6 +250,7 @@ class StoreWriter:
         self._commit_every = commit_every
         self._fsync = fsync
         self._segment: SegmentWriter | None = None
+        self._appended = 0
         self._touched: list[str] = []
 
     @property
@@ -258,19 +259,20 @@ class StoreWriter:
         return self._segment.name if self._segment else None
 
     def append(self, trajectory: Trajectory) -> None:
-        """Write one trajectory; visible to samplers after the next commit.
+        """Write one trajectory; visible to samplers after the next commit, or earlier if that fills a segment.
 
         Args:
             trajectory: anything that conforms to the schema.
 
         Raises:
             ValueError: if it does not fit the schema.
-            OSError: if it cannot be written.
+            OSError: if it cannot be written, or was written and cannot be committed: then it waits for the next commit.
         """
         trajectory = trajectory.conform(self._store.schema)
         segment = self._with_room(len(trajectory))
         segment.append(trajectory)
-        if segment.pending >= self._commit_every:
+        self._appended += 1
+        if self._appended >= self._commit_every:
             self.commit()
 
     def _with_room(self, length: int) -> SegmentWriter:
@@ -281,7 +283,7 @@ class StoreWriter:
             counted = segment.records + segment.pending
             if segment.rows + length <= segment.capacity and (limit is None or counted < limit):
                 return segment
-            self.commit()
+            self._publish()
             self._segment = None
             segment.abandon()
         capacity = max(self._segment_timesteps, length)
@@ -294,6 +296,11 @@ class StoreWriter:
         Raises:
             OSError: if it cannot be written; nothing became visible and it may be tried again.
         """
+        self._publish()
+        self._appended = 0
+
+    def _publish(self) -> None:
+        """Commit the open segment."""
         segment = self._segment
         if segment is None or not segment.pending:
             return
@@ -322,7 +329,7 @@ class StoreWriter:
     def abandon(self) -> None:
         """Close without committing; what is pending is lost."""
         segment, self._segment = self._segment, None
-        self._touched = []
+        self._touched, self._appended = [], 0
         if segment is not None:
             segment.abandon()
 
