@@ -7,6 +7,7 @@ declare, at the versions of `constraints/ci.txt`. torch with its own dependencie
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import shutil
@@ -195,7 +196,11 @@ def examples(session: nox.Session) -> None:
 def demo(session: nox.Session) -> None:
     """Train example 00 on the CPU and plot what it learned (`make demo`)."""
     install(session, "amago-core[plot]", "amago-envs")
-    session.run("python", "examples/00_meta_frozen_lake.py", "--out", "runs/demo", *session.posargs)
+    arguments = list(session.posargs)
+    if not {argument.split("=")[0] for argument in arguments} & {"--out", "--resume", "--watch"}:
+        names = ("demo" if count == 1 else f"demo-{count}" for count in itertools.count(1))
+        arguments += ["--out", next(out for name in names if not Path(out := f"runs/{name}").exists())]
+    session.run("python", "examples/00_meta_frozen_lake.py", *arguments)
 
 
 @nox.session(default=False)

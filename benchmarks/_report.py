@@ -36,7 +36,13 @@ def report(name: str, rows: list[dict[str, Any]], out: str | None, *, settings: 
         "python": platform.python_version(),
         "load_average": os.getloadavg()[0],
     }
-    content = {"benchmark": name, "date": time.strftime("%Y-%m-%d"), "machine": machine, "settings": settings, "rows": rows}
+    content = {
+        "benchmark": name,
+        "date": time.strftime("%Y-%m-%d"),
+        "machine": machine,
+        "settings": settings,
+        "rows": rows,
+    }
     path.write_text(json.dumps(content, indent=2) + "\n")
     print(f"saved {path}")
 
@@ -50,4 +56,6 @@ def _processor() -> str:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:
         return platform.processor()
-    return next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), platform.processor())
+    return next(
+        (line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), platform.processor()
+    )

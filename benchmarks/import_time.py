@@ -1,6 +1,6 @@
 """Import time of each package in a fresh interpreter, and beside it of what it stands on.
 
-    python benchmarks/import_time.py [--repeats 5] [--out results.json]
+python benchmarks/import_time.py [--repeats 5] [--out results.json]
 """
 
 from __future__ import annotations

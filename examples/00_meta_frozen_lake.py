@@ -19,10 +19,13 @@ from typing import Literal
 
 import gymnasium as gym
 import numpy as np
+from gymnasium.vector import VectorEnv
+
 from amago_core import Experiment, ExperimentConfig, Policy, evaluate
 from amago_core.agents import AgentConfig
+from amago_core.checkpoint import write_text_atomic
 from amago_core.cli import run_command
-from amago_core.errors import ConfigError, RunDirError
+from amago_core.errors import ConfigError
 from amago_core.exploration import EpsilonGreedyConfig
 from amago_core.gif import save_gif
 from amago_core.learner import LearnerConfig
@@ -31,12 +34,11 @@ from amago_core.run_dir import RunDir
 from amago_core.seeding import child_seed
 from amago_core.statistics import bootstrap_ci
 from amago_core.trackers import read_jsonl
-from amago_envs.toy.planner import FrozenLakePlanner, RandomPolicy
+from amago_envs.toy import FrozenLakePlanner, RandomPolicy
 from amago_nets.heads import ActorConfig, NCriticsConfig
 from amago_nets.traj_encoders import FFConfig, GRUConfig, TransformerConfig
 from amago_nets.tstep_encoders import FFTstepEncoderConfig
 from amago_offline.datasets import ReplayConfig
-from gymnasium.vector import VectorEnv
 
 ENV_ID = "amago_envs:MetaFrozenLake-v1"
 EVAL_LAKES = 2048
@@ -193,7 +195,7 @@ def train(options: Options, resume_hint: dict[str, str]) -> None:
 def env_kwargs_of(run: RunDir) -> dict[str, object]:
     """Arguments of the environment that a run was trained in, without its split."""
     kwargs = json.loads(run.env.read_text())["factory"]["spec"]["kwargs"]
-    return {name: value for name, value in kwargs.items() if name not in ("split", "num_envs")}
+    return {name: kwargs[name] for name in ("size", "k_attempts", "hard_mode")}
 
 
 def success_table(run: RunDir, config: ExperimentConfig) -> dict[str, list[tuple[float, float, float]]]:
@@ -203,7 +205,7 @@ def success_table(run: RunDir, config: ExperimentConfig) -> dict[str, list[tuple
     seed = child_seed(config.seed, "report")
     policies = {
         "agent": Policy.load(run.path, sample=config.sample_actions_val, seed=seed),
-        "random": RandomPolicy(seed=seed),
+        "random": RandomPolicy(num_actions=5, seed=seed),
         "planner": FrozenLakePlanner(size),
     }
     table = {}
@@ -213,16 +215,15 @@ def success_table(run: RunDir, config: ExperimentConfig) -> dict[str, list[tuple
         env.close()
         rows = []
         for attempt in range(attempts):
-            interval = bootstrap_ci(metrics[f"attempt_{attempt}/success"], seed=seed)
-            rows.append((float(interval.mean), float(interval.low), float(interval.high)))
+            success = metrics[f"attempt_{attempt}/success"]
+            interval = bootstrap_ci(success, seed=seed)
+            rows.append((float(success.mean()), float(interval.low), float(interval.high)))
         table[name] = rows
     return table
 
 
 def report(run: RunDir, summary: dict[str, object]) -> None:
     """Print and save the result: table, plots, `summary.json`, and how to use the policy."""
-    from amago_core.checkpoint import write_text_atomic
-
     _, config, _ = RunDir.open(run.path)
     table = success_table(run, config)
     summary = {
@@ -251,12 +252,13 @@ def report(run: RunDir, summary: dict[str, object]) -> None:
 
 def print_table(table: dict[str, list[tuple[float, float, float]]]) -> None:
     """One row per attempt, one column per policy."""
+    from rich.box import SIMPLE_HEAD
     from rich.console import Console
     from rich.table import Table
 
-    view = Table("attempt", *table)
+    view = Table("attempt", *table, box=SIMPLE_HEAD)
     for attempt, cells in enumerate(zip(*table.values(), strict=True)):
-        view.add_row(str(attempt + 1), *(f"{mean:.3f}  [{low:.3f}, {high:.3f}]" for mean, low, high in cells))
+        view.add_row(str(attempt + 1), *(f"{mean:.3f} [{low:.3f}, {high:.3f}]" for mean, low, high in cells))
     view.add_section()
     view.add_row("sum", *(f"{sum(row[0] for row in rows):.3f}" for rows in table.values()))
     Console().print(view)

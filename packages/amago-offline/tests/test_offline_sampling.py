@@ -55,7 +55,9 @@ def test_number_of_windows_and_their_limits(transitions, length, padding):
         "both": transitions + length - 1,
     }
     assert len(first) == expected[padding]
-    assert (first >= 0).all() and (count >= 1).all() and (count <= length).all() and (first + count <= transitions).all()
+    assert (
+        (first >= 0).all() and (count >= 1).all() and (count <= length).all() and (first + count <= transitions).all()
+    )
     if padding == "none":
         assert (count == length).all()
     if padding == "both":

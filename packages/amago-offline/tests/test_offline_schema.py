@@ -16,17 +16,21 @@ fields = st.builds(
     st.lists(st.integers(1, 5), max_size=3).map(tuple),
     st.sampled_from(["bool", "uint8", "int16", "int64", "float16", "float32", "float64"]),
 )
-actions = st.one_of(st.integers(1, 100_000).map(discrete_action_field), st.integers(1, 9).map(lambda n: Field((n,), "float32")))
+actions = st.one_of(
+    st.integers(1, 100_000).map(discrete_action_field), st.integers(1, 9).map(lambda n: Field((n,), "float32"))
+)
 
 
-@given(st.dictionaries(st.text(min_size=1, max_size=64), fields, min_size=1, max_size=4), actions)
+@given(st.dictionaries(st.text(min_size=1, max_size=16), fields, min_size=1, max_size=4), actions)
 def test_schema_survives_json(obs, action):
     schema = Schema(obs, action)
     assert Schema.from_json(json.loads(json.dumps(schema.to_json()))) == schema
     assert schema.row_bytes == sum(np.zeros(f.shape, f.dtype).nbytes for f in (*obs.values(), action)) + 4
 
 
-@pytest.mark.parametrize(("number", "dtype"), [(1, "int8"), (128, "int8"), (129, "int16"), (32769, "int32"), (2**31 + 1, "int64")])
+@pytest.mark.parametrize(
+    ("number", "dtype"), [(1, "int8"), (128, "int8"), (129, "int16"), (32769, "int32"), (2**31 + 1, "int64")]
+)
 def test_discrete_action_takes_the_smallest_signed_integer(number, dtype):
     assert discrete_action_field(number) == Field((), dtype)
 
@@ -46,6 +50,7 @@ def test_key_order_has_no_meaning():
         (lambda: Field((2,), "complex64"), "dtype must be"),
         (lambda: Schema({}, discrete_action_field(2)), "obs must name at least one"),
         (lambda: Schema({"": Field((), "int8")}, discrete_action_field(2)), "obs keys must be"),
+        (lambda: Schema({"ä" * 34: Field((), "int8")}, discrete_action_field(2)), "obs keys must be .* 200 bytes"),
         (lambda: Schema({"o": Field((), "int8")}, Field((), "uint8")), "signed integer"),
         (lambda: discrete_action_field(0), "num_actions must be >= 1"),
     ],

@@ -16,11 +16,13 @@ CallT = TypeVar("CallT")
 OPERATIONS: dict[str, tuple[str, ...]] = {
     "attention": ("reference", "sdpa", "flex", "triton", "flash"),
     "decode_attention": ("reference", "matmul", "sdpa", "triton"),
+    "gru_layer": ("reference", "fused"),
     "n_step_targets": ("reference",),
 }
 _BUILT: dict[str, tuple[str, ...]] = {
     "attention": ("reference", "sdpa"),
     "decode_attention": ("reference", "matmul", "sdpa"),
+    "gru_layer": ("reference", "fused"),
     "n_step_targets": ("reference",),
 }
 _PACKAGES = {"triton": ("triton", "triton"), "flash": ("flash_attn", "flash")}

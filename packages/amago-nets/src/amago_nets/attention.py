@@ -64,7 +64,7 @@ class SelfAttention(nn.Module):
         qkv = self.qkv(x)
         if dropout > 0.0:
             qkv = F.dropout(qkv, dropout)
-        qkv = qkv.unflatten(-1, (3, self.n_heads, self.head_dim))
+        qkv = qkv.view(*x.shape[:-1], 3, self.n_heads, self.head_dim)
         if rotary is None:
             q, k, v = qkv.unbind(-3)
             return q, k, v

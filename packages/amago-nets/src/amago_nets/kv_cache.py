@@ -10,7 +10,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from amago_kernels import RingCache
+from amago_kernels import RingCache, allocate_storage
 
 from .state import State
 
@@ -52,14 +52,9 @@ class TransformerState(State):
         Returns:
             A state whose lanes have seen nothing.
         """
-        shape = (layers, lanes, heads, slots, head_dim)
+        keys, values = allocate_storage((layers, lanes, heads), slots, head_dim, dtype=dtype, device=device)
         with torch.inference_mode(False):
-            return cls(
-                torch.zeros(shape, dtype=dtype, device=device),
-                torch.zeros(shape, dtype=dtype, device=device),
-                torch.zeros(lanes, dtype=torch.int64, device=device),
-                0,
-            )
+            return cls(keys, values, torch.zeros(lanes, dtype=torch.int64, device=device), 0)
 
     @property
     def clock(self) -> RingCache:
@@ -80,8 +75,21 @@ class TransformerState(State):
 
     def select(self, indices: Tensor) -> TransformerState:
         """See `State.select`."""
+        layers, _, heads, slots, head_dim = self["keys"].shape
         picked = self._pick(indices)
-        return TransformerState(picked["keys"], picked["values"], picked["length"], self.clock.steps)
+        new = TransformerState.allocate(
+            layers,
+            int(indices.numel()),
+            heads,
+            slots,
+            head_dim,
+            dtype=self["keys"].dtype,
+            device=self["keys"].device,
+        )
+        for name, tensor in new.tensors.items():
+            tensor.copy_(picked[name])
+        new.clock.steps = self.clock.steps
+        return new
 
 
 class Prefill:

@@ -38,9 +38,9 @@ class State:
         """Snapshot of the state.
 
         Returns:
-            Name to tensor, copies.
+            Name to tensor, contiguous copies.
         """
-        return {name: tensor.clone() for name, tensor in self._tensors.items()}
+        return {name: tensor.clone(memory_format=torch.contiguous_format) for name, tensor in self._tensors.items()}
 
     def load_state_dict(self, state_dict: Mapping[str, Tensor]) -> None:
         """Restores a snapshot in place; addresses do not change.

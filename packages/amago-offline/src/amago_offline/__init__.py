@@ -1,6 +1,7 @@
 """Experience for sequence-model RL: a crash-safe trajectory store, window sampling and datasets.
 
-Names are loaded on first use, so `import amago_offline` does not import torch; only `Batch` (and therefore `sample`) needs it.
+Names are loaded on first use, so `import amago_offline` does not import torch; only `Batch`, and therefore `sample`,
+needs it.
 """
 
 from __future__ import annotations

@@ -95,8 +95,9 @@ class Batch:
             name: getattr(self, name)[:, :keep]
             for name in ("prev_action", "prev_reward", "terminated", "truncated", "time_idx", "reset")
         }
-        obs = self.obs.apply(lambda value: value[:, :keep])
-        return type(self)(obs=obs, mask=self.mask[:, : keep - 1], **fields, batch_size=self.batch_size)
+        size = [len(self.mask)]
+        fields["obs"] = TensorDict({key: value[:, :keep] for key, value in self.obs.items()}, batch_size=size)
+        return _make(mask=self.mask[:, : keep - 1], batch_size=size, **fields)
 
     @classmethod
     def from_arrays(cls, arrays: Mapping[str, Any]) -> Batch:
@@ -110,5 +111,9 @@ class Batch:
         """
         size = [len(arrays["mask"])]
         fields: dict[str, Any] = {name: torch.from_numpy(value) for name, value in arrays.items() if name != "obs"}
-        obs = TensorDict({key: torch.from_numpy(value) for key, value in arrays["obs"].items()}, batch_size=size)
-        return cls(obs=obs, **fields, batch_size=size)
+        obs = {key: torch.from_numpy(value) for key, value in arrays["obs"].items()}
+        return _make(obs=TensorDict(obs, batch_size=size), batch_size=size, **fields)
+
+
+# The decorator adds `batch_size` to the constructor, which type checkers cannot see.
+_make: Any = Batch

@@ -12,8 +12,8 @@ from amago_offline.schema import Trajectory
 class Relabeler(ABC):
     """Rewrites a whole stored trajectory each time it is drawn, before its window is cut.
 
-    Actions and rewards are stored once (`prev_action`, `prev_reward`), so an edit needs one array. The result is validated as a
-    trajectory and against the schema; it may be shorter than the original.
+    Actions and rewards are stored once (`prev_action`, `prev_reward`), so an edit needs one array. The result is
+    validated as a trajectory and against the schema; it may be shorter than the original.
     """
 
     @abstractmethod

@@ -1,7 +1,7 @@
 """What is stored: fields, the schema of a store, and one trajectory.
 
-Experience is time-aligned at the timestep: row `t` holds an observation and what led to it (the previous action and reward, and
-whether that transition ended the episode). `L` timesteps hold `T = L - 1` transitions.
+Experience is time-aligned at the timestep: row `t` holds an observation and what led to it (the previous action and
+reward, and whether that transition ended the episode). `L` timesteps hold `T = L - 1` transitions.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
+from urllib.parse import quote
 
 import numpy as np
 import numpy.typing as npt
@@ -18,6 +19,8 @@ FORBIDDEN_KINDS = "OSUVMmc"
 PREV_ACTION = "prev_action"
 PREV_REWARD = "prev_reward"
 OBS_PREFIX = "obs."
+# A key is part of a file name, percent-encoded.
+MAX_KEY_BYTES = 200
 
 
 @dataclass(frozen=True)
@@ -106,11 +109,11 @@ class Schema:
         if not self.obs:
             raise ValueError("obs must name at least one field, got none")
         for key in self.obs:
-            if not isinstance(key, str) or not 1 <= len(key) <= 64:
-                raise ValueError(f"obs keys must be strings of 1 to 64 characters, got {key!r}")
+            if not isinstance(key, str) or not 1 <= len(quote(key, safe="")) <= MAX_KEY_BYTES:
+                raise ValueError(f"obs keys must be strings of 1 to {MAX_KEY_BYTES} bytes when quoted, got {key!r}")
         object.__setattr__(self, "obs", {key: self.obs[key] for key in sorted(self.obs)})
         if self.action.shape == () and np.dtype(self.action.dtype).kind != "i":
-            raise ValueError(f"action with shape () is an index and must have a signed integer dtype, got {self.action}")
+            raise ValueError(f"action of shape () is an index and must have a signed integer dtype, got {self.action}")
 
     @property
     def discrete(self) -> bool:
@@ -205,14 +208,15 @@ class Trajectory:
                 raise ValueError(f"{name} must have {length} rows, as time_idx, got shape {value.shape}")
         terminated = _flags("terminated", self.terminated, length)
         truncated = _flags("truncated", self.truncated, length)
-        for name, value in (
-            ("obs", obs),
-            (PREV_ACTION, np.asarray(self.prev_action)),
-            (PREV_REWARD, _cast(PREV_REWARD, self.prev_reward, Field((), "float32"), length)),
-            ("terminated", terminated),
-            ("truncated", truncated & ~terminated),
-            ("time_idx", times.astype(np.int64, copy=False)),
-        ):
+        fields: dict[str, Any] = {
+            "obs": obs,
+            PREV_ACTION: np.asarray(self.prev_action),
+            PREV_REWARD: _cast(PREV_REWARD, self.prev_reward, Field((), "float32"), length),
+            "terminated": terminated,
+            "truncated": truncated & ~terminated,
+            "time_idx": times.astype(np.int64, copy=False),
+        }
+        for name, value in fields.items():
             object.__setattr__(self, name, value)
 
     def __len__(self) -> int:

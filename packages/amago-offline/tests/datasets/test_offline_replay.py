@@ -9,10 +9,9 @@ import tempfile
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
-
 from numbered_trajectories import numbered
 
 from amago_offline import (
@@ -257,12 +256,14 @@ def test_purge_keeps_what_the_last_state_needs(tmp_path, schema, make):
     dataset = ReplayDataset(tmp_path, schema, max_trajectories=4)
     for i in range(6):
         dataset.append(make(i, 5))
+    oldest = dataset.state_dict()
     dataset.end_of_collection(0)
     first = dataset.state_dict()
     for i in range(6, 9):
         dataset.append(make(i, 5))
     dataset.end_of_collection(1)
     assert folders(tmp_path, "evicted") == 5
+    assert dataset.purge(keep=[oldest]) == 0
     assert dataset.purge() == 2 and folders(tmp_path, "evicted") == 3
     dataset.load_state_dict(first)
     assert numbers(dataset) == [2, 3, 4, 5]
@@ -295,7 +296,10 @@ def test_wrong_states_change_nothing(tmp_path, schema, make):
     more["segments"][0]["trajectories"] = 3
     for wrong, message in (
         ({"kind": "in_memory"}, "state must be of kind 'replay'"),
-        ({**state, "schema": Schema({"o": Field((), "int8")}, discrete_action_field(2)).to_json()}, "state must be of schema"),
+        (
+            {**state, "schema": Schema({"o": Field((), "int8")}, discrete_action_field(2)).to_json()},
+            "state must be of schema",
+        ),
         (more, "state needs 3 trajectories .* holds 2"),
     ):
         with pytest.raises(ValueError, match=message):

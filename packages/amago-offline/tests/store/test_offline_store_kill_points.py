@@ -15,7 +15,7 @@ from numbered_trajectories import numbered
 
 root = Path(sys.argv[1])
 schema = Schema({"image": Field((2, 3), "uint8"), "state": Field((2,), "float32")}, discrete_action_field(3))
-settings = dict(max_trajectories=20, segment_timesteps=30, commit_every=2, padding="both")
+settings = dict(max_trajectories=10, segment_timesteps=30, commit_every=2, padding="both")
 
 def numbers(dataset):
     result = []
@@ -34,11 +34,11 @@ def add(dataset, numbers, **options):
 
 with ReplayDataset(root / "start", schema, **settings) as dataset:
     add(dataset, range(100, 103), protected=True)
-    add(dataset, range(16))
+    add(dataset, range(8))
     first = dataset.state_dict()
     expected = numbers(dataset)
-    before = dataset.sample_arrays(16, 4, np.random.default_rng(0))
-    add(dataset, range(300, 309))
+    before = dataset.sample_arrays(11, 4, np.random.default_rng(0))
+    add(dataset, range(300, 305))
     dataset.end_of_collection(0)
 
 def same(left, right):
@@ -48,7 +48,7 @@ def same(left, right):
 def work(folder):
     dataset = ReplayDataset(folder, **settings)
     dataset.load_state_dict(first)
-    add(dataset, range(16, 29))
+    add(dataset, range(8, 15))
     dataset.end_of_collection(1)
     second = {"state": dataset.state_dict(), "numbers": numbers(dataset)}
     (folder / "second.tmp").write_text(json.dumps(second))
@@ -98,7 +98,7 @@ while True:
     else:
         dataset.load_state_dict(first)
         assert numbers(dataset) == expected, point
-        assert same(dataset.sample_arrays(16, 4, np.random.default_rng(0)), before), point
+        assert same(dataset.sample_arrays(11, 4, np.random.default_rng(0)), before), point
     dataset.append(numbered(50, 4 + 50 % 3))
     dataset.commit()
     dataset.refresh()

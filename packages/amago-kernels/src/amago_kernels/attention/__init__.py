@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from .decode import DecodePlan, RingCache, decode_attention, plan_decode, reset_lanes
+from .decode import DecodePlan, RingCache, allocate_storage, decode_attention, plan_decode, reset_lanes
 from .dense import attention
 
-__all__ = ["DecodePlan", "RingCache", "attention", "decode_attention", "plan_decode", "reset_lanes"]
+__all__ = ["DecodePlan", "RingCache", "allocate_storage", "attention", "decode_attention", "plan_decode", "reset_lanes"]

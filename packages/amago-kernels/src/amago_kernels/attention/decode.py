@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import lru_cache
 
 import torch
 import torch.nn.functional as F
@@ -85,15 +86,9 @@ class RingCache:
         for name, size in (("batch", batch), ("heads", heads), ("slots", slots), ("head_dim", head_dim)):
             if size < 1:
                 raise ValueError(f"{name}={size} is not allowed; give an integer >= 1")
-        # Tensors made under inference_mode could never be updated outside of it.
+        keys, values = allocate_storage((batch, heads), slots, head_dim, dtype=dtype, device=device)
         with torch.inference_mode(False):
-            shape = (batch, heads, slots, head_dim)
-            return cls(
-                keys=torch.zeros(shape, dtype=dtype, device=device),
-                values=torch.zeros(shape, dtype=dtype, device=device),
-                length=torch.zeros(batch, dtype=torch.int64, device=device),
-                steps=0,
-            )
+            return cls(keys, values, torch.zeros(batch, dtype=torch.int64, device=device), steps=0)
 
     @property
     def slots(self) -> int:
@@ -105,6 +100,31 @@ class RingCache:
         self.length.add_(1)
         if self.steps is not None:
             self.steps += 1
+
+
+def allocate_storage(
+    leading: tuple[int, ...], slots: int, head_dim: int, *, dtype: torch.dtype, device: torch.device | str | None
+) -> tuple[Tensor, Tensor]:
+    """Zeroed keys and values in the memory order that decoding reads fastest.
+
+    Args:
+        leading: leading sizes, for example `(B, H)`.
+        slots: `M`.
+        head_dim: `E`.
+        dtype: of both.
+        device: of both.
+
+    Returns:
+        Keys and values `[*leading, M, E]`. On the CPU the keys lie in memory as `[*leading, E, M]`: products with the
+        query then run along the slots, which takes a third to two thirds of the time.
+    """
+    on_cpu = torch.device("cpu" if device is None else device).type == "cpu"
+    # Tensors made under inference_mode could never be updated outside of it.
+    with torch.inference_mode(False):
+        values = torch.zeros((*leading, slots, head_dim), dtype=dtype, device=device)
+        if on_cpu:
+            return torch.zeros((*leading, head_dim, slots), dtype=dtype, device=device).transpose(-1, -2), values
+        return torch.zeros_like(values), values
 
 
 def reset_lanes(cache: RingCache, mask: Tensor) -> None:
@@ -122,7 +142,7 @@ def reset_lanes(cache: RingCache, mask: Tensor) -> None:
     cache.length.masked_fill_(mask, 0)
 
 
-@dataclass(frozen=True)
+@dataclass(slots=True)
 class DecodePlan:
     """What one timestep of decoding needs besides keys and values; layers that step together can share it.
 
@@ -194,18 +214,16 @@ def plan_decode(cache: RingCache, *, window: int | None = None, sink: int = 0, s
     return DecodePlan(lanes, slot, looked, visible, sinks, bias, has_stale)
 
 
-@dataclass(frozen=True)
-class _DecodeCall:
-    dtype: torch.dtype
-    logit_clip: float | None
+# What a backend may look at: the dtype of the cache, and whether scores are clipped.
+_DecodeCall = tuple[torch.dtype, bool]
 
 
 def _matmul_refusal(call: _DecodeCall) -> str | None:
-    return None if call.dtype in (torch.float32, torch.float64) else f"it would accumulate in {call.dtype}"
+    return None if call[0] in (torch.float32, torch.float64) else f"it would accumulate in {call[0]}"
 
 
 def _sdpa_refusal(call: _DecodeCall) -> str | None:
-    return "logit_clip is not something SDPA can do" if call.logit_clip is not None else None
+    return "logit_clip is not something SDPA can do" if call[1] else None
 
 
 _CANDIDATES: dict[str, Callable[[_DecodeCall], str | None]] = {
@@ -215,7 +233,11 @@ _CANDIDATES: dict[str, Callable[[_DecodeCall], str | None]] = {
 }
 
 
-@torch.no_grad()
+@lru_cache
+def _choose(backend: str, call: _DecodeCall) -> str:
+    return choose("decode_attention", backend, call, _CANDIDATES)
+
+
 def decode_attention(
     q: Tensor,
     k: Tensor,
@@ -265,13 +287,15 @@ def decode_attention(
     if logit_clip is not None and not logit_clip > 0.0:
         raise ValueError(f"logit_clip={logit_clip} is not allowed; give None or a number > 0")
     scale = head_dim**-0.5 if scale is None else scale
-    name = choose("decode_attention", backend, _DecodeCall(cache.keys.dtype, logit_clip), _CANDIDATES)
-    used = plan_decode(cache, window=window, sink=sink, sink_bias=sink_bias) if plan is None else plan
-    cache.keys[used.lanes, :, used.slot] = k.to(cache.keys.dtype)
-    cache.values[used.lanes, :, used.slot] = v.to(cache.values.dtype)
-    out = _ATTEND[name](q.to(cache.keys.dtype), cache, used, scale, sink_bias, logit_clip).to(q.dtype)
-    if plan is None:
-        cache.advance()
+    dtype = cache.keys.dtype
+    attend = _ATTEND[_choose(backend, (dtype, logit_clip is not None))]
+    with torch.no_grad():
+        used = plan_decode(cache, window=window, sink=sink, sink_bias=sink_bias) if plan is None else plan
+        cache.keys[used.lanes, :, used.slot] = k.to(dtype)
+        cache.values[used.lanes, :, used.slot] = v.to(dtype)
+        out = attend(q.to(dtype), cache, used, scale, sink_bias, logit_clip).to(q.dtype)
+        if plan is None:
+            cache.advance()
     return out
 
 
@@ -308,13 +332,15 @@ def _matmul_once(
     q: Tensor, cache: RingCache, plan: DecodePlan, scale: float, sink_bias: float, logit_clip: float | None
 ) -> Tensor:
     batch, heads, slots, head_dim = cache.keys.shape
-    keys = cache.keys.view(batch * heads, slots, head_dim)[:, : plan.looked]
-    values = cache.values.view(batch * heads, slots, head_dim)[:, : plan.looked]
+    keys = cache.keys.flatten(0, 1).transpose(1, 2)
+    values = cache.values.flatten(0, 1)
+    if plan.looked < slots:
+        keys, values = keys[:, :, : plan.looked], values[:, : plan.looked]
     query = q.reshape(batch * heads, 1, head_dim)
     if logit_clip is None:
-        scores = torch.baddbmm(plan.bias, query, keys.transpose(1, 2), alpha=scale)
+        scores = torch.baddbmm(plan.bias, query, keys, alpha=scale)
     else:
-        scores = torch.bmm(query, keys.transpose(1, 2)).mul_(scale).view(batch, heads, plan.looked)
+        scores = torch.bmm(query, keys).mul_(scale).view(batch, heads, plan.looked)
         if plan.sinks is not None:
             scores = scores + sink_bias * plan.sinks[:, None].to(q.dtype)
         scores = scores.clamp_(-logit_clip, logit_clip).masked_fill_(~plan.visible[:, None], _NEG)

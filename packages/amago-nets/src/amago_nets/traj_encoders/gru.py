@@ -10,6 +10,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from amago_kernels import gru_layer
+
 from ..norms import NORMS, make_norm
 from ..registry import register
 from ..state import State
@@ -39,29 +41,38 @@ class GRUTrajEncoder(TrajEncoder):
     ) -> tuple[Tensor, State | None]:
         """See `TrajEncoder.forward`.
 
-        Without resets beyond column 0 the window is one call of PyTorch's GRU; otherwise it is split at every column
-        that holds a reset. On accelerators, finding those columns costs a synchronisation: pass `reset=None` if there
-        are none.
+        On accelerators a window without resets beyond column 0 is one call of PyTorch's GRU, and otherwise split at
+        every column that holds a reset; finding those columns costs a synchronisation: pass `reset=None` if there are
+        none.
         """
         self._check_window(x, time_idx, reset, state)
         # The clone keeps what autograd saved intact when the state is updated in place below.
         hidden = self._zeros(x.shape[0], x.device, x.dtype) if state is None else state["hidden"].clone()
-        if reset is None:
-            out, hidden = self.gru(x, hidden)
+        if x.device.type == "cpu" and torch.is_grad_enabled() and not torch.compiler.is_compiling():
+            out, last = self._forward_layers(x, reset, hidden)
+        elif reset is None:
+            out, last = self.gru(x, hidden)
         else:
-            out, hidden = self._forward_segments(x, reset, hidden, fresh=state is None)
+            out, last = self._forward_segments(x, reset, hidden)
         if state is not None:
-            state["hidden"].copy_(hidden.detach())
+            state["hidden"].copy_(last.detach())
         return self.norm(self.output(out)), state
 
-    def _forward_segments(self, x: Tensor, reset: Tensor, hidden: Tensor, *, fresh: bool) -> tuple[Tensor, Tensor]:
-        length = x.shape[1]
+    def _weights(self, layer: int) -> list[Tensor]:
+        return [getattr(self.gru, f"{name}_l{layer}") for name in ("weight_ih", "weight_hh", "bias_ih", "bias_hh")]
+
+    def _forward_layers(self, x: Tensor, reset: Tensor | None, hidden: Tensor) -> tuple[Tensor, Tensor]:
+        last = []
+        for layer in range(self.gru.num_layers):
+            x = gru_layer(x, hidden[layer], *self._weights(layer), reset=reset)
+            last.append(x[:, -1].detach())
+        return x, torch.stack(last)
+
+    def _forward_segments(self, x: Tensor, reset: Tensor, hidden: Tensor) -> tuple[Tensor, Tensor]:
         cuts = [int(t) for t in reset.any(dim=0).nonzero()]
-        if fresh and cuts[:1] == [0]:
-            cuts = cuts[1:]
         starts = sorted({0, *cuts})
         outputs = []
-        for start, stop in zip(starts, [*starts[1:], length], strict=True):
+        for start, stop in zip(starts, [*starts[1:], x.shape[1]], strict=True):
             if start in cuts:
                 hidden = torch.where(reset[:, start, None], 0.0, hidden)
             out, hidden = self.gru(x[:, start:stop], hidden)
@@ -86,8 +97,7 @@ class GRUTrajEncoder(TrajEncoder):
         hidden = state["hidden"]
         out = x
         for layer in range(self.gru.num_layers):
-            weights = self.gru._flat_weights[4 * layer : 4 * layer + 4]
-            out = torch.gru_cell(out, hidden[layer], *weights)
+            out = torch.gru_cell(out, hidden[layer], *self._weights(layer))
             hidden[layer].copy_(out)
         return self.norm(self.output(out))
 

@@ -5,6 +5,7 @@ Dimensions: `B` batch or lanes, `L` timesteps, `D` model and output features, `H
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -37,6 +38,8 @@ class TformerTrajEncoder(TrajEncoder):
         max_seq_len: slots of the ring buffer.
     """
 
+    position_table: LearnablePositions
+
     def __init__(self, config: TransformerConfig, in_dim: int, max_seq_len: int) -> None:
         super().__init__(in_dim, config.d_model, max_seq_len)
         self.n_heads = config.n_heads
@@ -44,10 +47,9 @@ class TformerTrajEncoder(TrajEncoder):
         self.positions = config.positions
         self.dropout_emb = config.dropout_emb
         self.input = nn.Linear(in_dim, config.d_model)
-        self.position_table: LearnablePositions | None = None
         if config.max_time_idx is not None and config.positions == "learnable":
             self.position_table = LearnablePositions(config.max_time_idx, config.d_model)
-        self.layers = nn.ModuleList(
+        self.layers: Sequence[TransformerLayer] = nn.ModuleList(  # type: ignore[assignment]
             TransformerLayer(
                 config.d_model,
                 config.n_heads,
@@ -71,7 +73,7 @@ class TformerTrajEncoder(TrajEncoder):
         if self.positions == "rotary":
             cos, sin = rotary_angles(time_idx, self.head_dim, dtype=hidden.dtype)
             return hidden, (cos.unsqueeze(-2), sin.unsqueeze(-2))
-        if self.position_table is not None:
+        if self.positions == "learnable":
             return hidden + self.position_table(time_idx), None
         return hidden + fixed_embedding(time_idx, self.out_dim, dtype=hidden.dtype), None
 

@@ -142,7 +142,9 @@ class InMemoryDataset(TableDataset):
         """
         count = state.get("trajectories")
         if state.get("kind") != "in_memory" or not isinstance(count, int) or not 0 <= count <= len(self._entries):
-            raise ValueError(f"state must be of kind 'in_memory' with at most {len(self._entries)} trajectories, got {state}")
+            raise ValueError(
+                f"state must be of kind 'in_memory' with at most {len(self._entries)} trajectories, got {state}"
+            )
         del self._entries[count:], self._metas[count:]
         self._rows = sum(self._entries[-1][:2]) + 1 if self._entries else 0
         self._table = None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -33,9 +34,11 @@ class ReplayConfig:
         padding: "none", "left", "right" or "both"; only "both" draws every transition equally often.
         weighting: "trajectory" draws trajectories uniformly, "transition" in proportion to their length.
         min_trajectories: `ready` from this many on, protected ones included.
-        segment_timesteps: rows of a segment; None: a sixteenth of `max_timesteps`, or about 1 GiB. Eviction removes whole segments.
+        segment_timesteps: rows of a segment; None: a sixteenth of `max_timesteps`, or about 1 GiB. Eviction
+            removes whole segments.
         commit_every: commit by itself after this many appended trajectories.
-        fsync: make commits survive a power cut, or a network file system; without it they survive the death of any process.
+        fsync: make commits survive a power cut, and reach other machines on a network file system; without it they
+            survive the death of any process.
         can_delete: this process owns the store: it evicts, sets aside and purges. One owner at a time.
     """
 
@@ -67,7 +70,8 @@ class ReplayConfig:
             )
         if self.max_trajectories is not None and self.min_trajectories > self.max_trajectories:
             raise ValueError(
-                f"min_trajectories must be at most max_trajectories ({self.max_trajectories}), got {self.min_trajectories}"
+                f"min_trajectories must be at most max_trajectories ({self.max_trajectories}), "
+                f"got {self.min_trajectories}"
             )
 
     def build(
@@ -80,8 +84,8 @@ class ReplayConfig:
 class ReplayDataset(TableDataset):
     """Trajectories in memory-mapped segments on disk.
 
-    Own trajectories are visible as soon as they are committed, those of other processes from the next `refresh` on. Sampling gathers
-    from memory maps and never lists a folder.
+    Own trajectories are visible as soon as they are committed, those of other processes from the next `refresh` on.
+    Sampling gathers from memory maps and never lists a folder.
 
     Args:
         path: folder of the store; created if it does not exist.
@@ -230,15 +234,21 @@ class ReplayDataset(TableDataset):
             trajectories, timesteps, evicted = trajectories - count, timesteps - rows, evicted + count
         return evicted
 
-    def purge(self) -> int:
-        """Delete evicted segments that the last `state_dict` no longer needs: call it once that state is safely written.
+    def purge(self, keep: Sequence[dict[str, Any]] = ()) -> int:
+        """Delete evicted segments that the last `state_dict` does not need: call it once that state is safely written.
 
-        Segments evicted after the last `state_dict` are kept until the next one; without any `state_dict`, all are deleted.
+        Segments evicted after the last `state_dict` are kept until the next one; without any, all are deleted.
+
+        Args:
+            keep: older states that must stay loadable too.
 
         Returns:
             Number of segments deleted.
         """
-        return self._store.delete_evicted(self._purgeable) if self.config.can_delete else 0
+        if not self.config.can_delete:
+            return 0
+        names = set(self._store.segments(EVICTED)) if self._purgeable is None else self._purgeable
+        return self._store.delete_evicted(names - {entry["name"] for state in keep for entry in state["segments"]})
 
     def describe(self) -> dict[str, Any]:
         """What this dataset is and holds, JSON-able."""
@@ -264,9 +274,9 @@ class ReplayDataset(TableDataset):
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go back to a recorded view, and continue writing where that one did.
 
-        Evicted segments of the view come back. Trajectories committed after it by processes that have ended are moved to `set_aside/`;
-        those of processes that are still writing stay and become visible with the next `refresh`. What is appended here and not
-        committed is lost. With `can_delete=False` only this process's view changes.
+        Evicted segments of the view come back. Trajectories committed after it by processes that have ended are moved
+        to `set_aside/`; those of processes that are still writing stay and become visible with the next `refresh`. What
+        is appended here and not committed is lost. With `can_delete=False` only this process's view changes.
 
         Args:
             state: what `state_dict` returned.
@@ -276,7 +286,8 @@ class ReplayDataset(TableDataset):
         """
         if state.get("kind") != "replay" or state.get("format") != STATE_FORMAT:
             raise ValueError(
-                f"state must be of kind 'replay', format {STATE_FORMAT}, got {state.get('kind')!r}, {state.get('format')!r}"
+                f"state must be of kind 'replay' and format {STATE_FORMAT}, "
+                f"got {state.get('kind')!r} and {state.get('format')!r}"
             )
         if Schema.from_json(state["schema"]) != self.schema:
             raise ValueError(f"state must be of schema {self.schema.to_json()}, got {state['schema']}")
@@ -291,7 +302,7 @@ class ReplayDataset(TableDataset):
             return
         for writer in self._writers.values():
             writer.abandon()
-        restore(self._store, counts)
+        restore(self._store, counts, fsync=self.config.fsync)
         for area, writer in self._writers.items():
             name = state["open"].get(area)
             writer.resume(name if (area, name) in counts else None, counts.get((area, name), 0))

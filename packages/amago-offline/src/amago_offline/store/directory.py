@@ -141,24 +141,21 @@ class StoreDirectory:
         (self.path / target).mkdir(exist_ok=True)
         os.rename(self.path / source / name, self.path / target / name)
 
-    def delete_evicted(self, names: set[str] | None = None) -> int:
-        """Delete evicted segments.
+    def delete_evicted(self, names: set[str]) -> int:
+        """Delete evicted segments, and what an earlier deletion left behind.
 
         Args:
-            names: which ones; `None` deletes all.
+            names: which ones; those not there are ignored.
 
         Returns:
             Number of segments deleted.
         """
-        area, count = self.path / EVICTED, 0
-        for name in self.segments(EVICTED):
-            if names is not None and name not in names:
-                continue
+        area, doomed = self.path / EVICTED, names.intersection(self.segments(EVICTED))
+        for name in doomed:
             # Renamed first: a deletion cut short must not leave a half segment under a valid name.
             os.rename(area / name, area / (_DELETING + name))
-            count += 1
         with contextlib.suppress(FileNotFoundError):
             for entry in os.listdir(area):
                 if entry.startswith(_DELETING):
                     shutil.rmtree(area / entry)
-        return count
+        return len(doomed)

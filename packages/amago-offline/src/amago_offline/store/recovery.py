@@ -1,7 +1,7 @@
 """Taking a store back to a recorded view: exact resume after a crash.
 
-Order of the steps: check everything, bring evicted segments back, then set aside what came later. Each is one rename or follows a
-finished copy, so that a process killed in between can simply do it again.
+Order of the steps: check everything, bring evicted segments back, then set aside what came later. Each is one rename or
+follows a finished copy, so that a process killed in between can simply do it again.
 """
 
 from __future__ import annotations
@@ -10,8 +10,7 @@ import shutil
 from collections.abc import Mapping
 from pathlib import Path
 
-from amago_offline.schema import Schema
-from amago_offline.store.directory import EVICTED, SAMPLED_AREAS, SET_ASIDE, StoreDirectory, new_segment_name
+from amago_offline.store.directory import EVICTED, SAMPLED_AREAS, SET_ASIDE, StoreDirectory
 from amago_offline.store.segment import INDEX_FILE, Segment, committed_records, has_live_writer
 from amago_offline.store.writer import SegmentWriter
 
@@ -37,8 +36,8 @@ def locate(store: StoreDirectory, counts: Counts) -> dict[tuple[str, str], str]:
         place = next((place for place in (area, EVICTED) if name in present.get(place, ())), None)
         if place is None:
             raise ValueError(
-                f"state names segment {area}/{name}, which is neither in the store at {str(store.path)!r} nor among its evicted "
-                "segments (deleted by purge?)"
+                f"state names segment {area}/{name}, which is neither in the store at {str(store.path)!r} "
+                "nor among its evicted segments (deleted by purge?)"
             )
         held = len(_records(store.area(place) / name))
         if held < count:
@@ -54,12 +53,13 @@ def _records(directory: Path) -> list[object]:
         return []
 
 
-def restore(store: StoreDirectory, counts: Counts) -> int:
+def restore(store: StoreDirectory, counts: Counts, *, fsync: bool = False) -> int:
     """Make the sampled areas hold a recorded view and, beyond it, only what live writers are still adding to.
 
     Args:
         store: the store; no writer of this process may be open on it.
         counts: visible trajectories by (area, name).
+        fsync: write copies through to the device before the originals are dropped.
 
     Returns:
         Number of trajectories set aside.
@@ -80,29 +80,22 @@ def restore(store: StoreDirectory, counts: Counts) -> int:
             if (area, name) not in counts:
                 store.move(name, area, SET_ASIDE)
             elif held > wanted:
-                _split(store, directory, wanted)
+                _split(store, directory, wanted, fsync)
             moved += held - wanted
     return moved
 
 
-def _split(store: StoreDirectory, directory: Path, keep: int) -> None:
-    """Copy the trajectories after the first `keep` into a segment of their own under `set_aside`, then drop them here."""
-    segment = Segment(directory, store.schema)
+def _split(store: StoreDirectory, directory: Path, keep: int, fsync: bool) -> None:
+    """Copy the trajectories after the first `keep` into a segment under `set_aside`, then drop them here."""
+    segment, staging = Segment(directory, store.schema), store.area(SET_ASIDE) / ".tmp"
     late = segment.records[keep:]
-    copy = _copy(store, store.schema, segment, range(keep, len(segment.records)), int(late["timesteps"].sum()))
-    store.move(copy, f"{SET_ASIDE}/.tmp", SET_ASIDE)
-    shutil.rmtree(store.area(SET_ASIDE) / ".tmp")
-    SegmentWriter.reopen(directory, store.schema, keep).abandon()
-
-
-def _copy(store: StoreDirectory, schema: Schema, segment: Segment, positions: range, rows: int) -> str:
-    """Write some trajectories of a segment, with their arrival numbers, into a hidden folder; returns the new name."""
-    name = new_segment_name()
-    writer = SegmentWriter.create(store.area(SET_ASIDE) / ".tmp", schema, rows, name=name)
+    writer = SegmentWriter.create(staging, store.schema, int(late["timesteps"].sum()))
     try:
-        for position in positions:
+        for position in range(keep, len(segment.records)):
             writer.append(segment.read(position))
-        writer.commit(segment.records["sequence"][positions.start : positions.stop], fsync=True)
+        writer.commit(late["sequence"], fsync=fsync)
     finally:
         writer.abandon()
-    return name
+    store.move(writer.name, f"{SET_ASIDE}/{staging.name}", SET_ASIDE)
+    shutil.rmtree(staging)
+    SegmentWriter.reopen(directory, store.schema, keep).abandon()

@@ -1,8 +1,9 @@
 """The format of one segment, and its reading side.
 
-A segment is a folder: `segment.json` (written once), one flat file per column (preallocated, row after row), `meta.bin` (JSON
-bytes of each trajectory) and `index.bin`, the commit log: one 64-byte record per trajectory. Data is written before its records,
-so that what a record names is complete. A group of records becomes visible as a whole: each says how many follow it.
+A segment is a folder: `segment.json` (written once), one flat file per column (preallocated, row after row), `meta.bin`
+(JSON bytes of each trajectory) and `index.bin`, the commit log: one 64-byte record per trajectory. Data is written
+before its records, so that what a record names is complete. A group of records becomes visible as a whole: each says how
+many follow it.
 """
 
 from __future__ import annotations
@@ -187,7 +188,7 @@ class Segment:
         )
 
     def slice(self, *, row: int, timesteps: int, time_idx: int, flags: int, meta: dict[str, Any]) -> Trajectory:
-        """Rows `row .. row + timesteps` as a trajectory of copies, without checks of what was checked when it was written."""
+        """Rows `row .. row + timesteps` as a trajectory of copies."""
         columns = {
             name: np.array(self._typed[name][row : row + timesteps], dtype=column.dtype)
             for name, column in self._schema.columns.items()

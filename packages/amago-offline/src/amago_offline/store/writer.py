@@ -1,7 +1,7 @@
 """Writing: one segment at a time, one writer per segment.
 
-Writes go through `pwrite`, not through the memory map: a full disk or a lost mount is then an `OSError` in the caller's hands
-instead of a signal that kills the process. Readers on the same machine see them through the page cache at once.
+Writes go through `pwrite`, not through the memory map: a full disk or a lost mount is then an `OSError` in the caller's
+hands instead of a signal that kills the process. Readers on the same machine see them through the page cache at once.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ _fork_hook_set = False
 
 
 def _close_in_child() -> None:
-    """After a fork: drop the inherited descriptors, or the child would keep the segment locked beyond its writer's death."""
+    """After a fork: drop inherited descriptors, or the child would keep the segment locked after its writer's death."""
     for writer in list(_open_writers):
         writer.abandon()
 
@@ -94,7 +94,7 @@ class SegmentWriter:
         index = self._files[INDEX_FILE]
         kept = committed_records(os.pread(index, os.fstat(index).st_size, 0))[:records]
         if len(kept) != records:
-            raise ValueError(f"records must be at most {len(kept)}, the committed ones of {self.directory}, got {records}")
+            raise ValueError(f"records must be at most {len(kept)}, those committed to {self.directory}, got {records}")
         os.ftruncate(index, records * RECORD.itemsize)
         self.records = records
         self.rows = int(kept["row"][-1] + kept["timesteps"][-1]) if records else 0
@@ -203,7 +203,7 @@ class SegmentWriter:
 
     def _descriptor(self, name: str) -> int:
         if not self._files:
-            raise RuntimeError(f"the writer of segment {self.name} is closed (after a fork, open the store in the child)")
+            raise RuntimeError(f"the writer of segment {self.name} is closed (after a fork, open the store again)")
         return self._files[name]
 
     def abandon(self) -> None:
