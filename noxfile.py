@@ -239,5 +239,8 @@ def minimums(session: nox.Session) -> None:
 def docs(session: nox.Session) -> None:
     """Build the API pages into site/."""
     install(session, "amago-core[plot]", "amago-envs", "pdoc")
-    modules = [name.replace("-", "_") for name in PACKAGES]
-    session.run("pdoc", "--docformat", "google", "--output-directory", "site", *modules)
+    sources = [ROOT / "packages" / name / "src" for name in PACKAGES]
+    paths = [path.relative_to(source).with_suffix("") for source in sources for path in sorted(source.rglob("*.py"))]
+    modules = [".".join(path.parts).removesuffix(".__init__") for path in paths]
+    public = [module for module in modules if "._" not in module]
+    session.run("pdoc", "--docformat", "google", "--output-directory", "site", *public)

@@ -14,6 +14,7 @@ import time
 import numpy as np
 import torch
 from _report import report
+
 from amago_core.agents import AgentConfig
 from amago_core.learner import Learner, LearnerConfig
 from amago_nets.specs import ActionSpec, ArraySpec

@@ -15,6 +15,8 @@ import gymnasium as gym
 import numpy as np
 import torch
 from _report import report
+from learner import ENCODERS
+
 from amago_core.agents import AgentConfig
 from amago_core.exploration import EpsilonGreedyConfig
 from amago_core.policy import Policy
@@ -22,7 +24,6 @@ from amago_core.recorder import Recorder
 from amago_core.rollout import Rollout
 from amago_core.spaces import SpaceAdapter
 from amago_nets.tstep_encoders import FFTstepEncoderConfig
-from learner import ENCODERS
 
 CONTEXT = 128
 

@@ -52,8 +52,8 @@ class Options:
     Attributes:
         preset: "cpu" learns in minutes on two cores; "paper" has the original's settings and wants a GPU.
         traj_encoder: the sequence model; "ff" has no memory and cannot learn to learn.
-        lake_size: tiles along one side of the lake.
-        attempts: attempts on each lake.
+        lake_size: tiles along one side of the lake; None takes the preset's (cpu 4, paper 5).
+        attempts: attempts on each lake; None takes the preset's (cpu 5, paper 10).
         hard_mode: crumbling ice, noisy positions, sometimes swapped actions.
         epochs: length of the run; None takes the preset's.
         seed: determines everything.
@@ -65,8 +65,8 @@ class Options:
 
     preset: Literal["cpu", "paper"] = "cpu"
     traj_encoder: TrajEncoderName = "transformer"
-    lake_size: int = 4
-    attempts: int = 5
+    lake_size: int | None = None
+    attempts: int | None = None
     hard_mode: bool = False
     epochs: int | None = None
     seed: int = 0
@@ -77,7 +77,11 @@ class Options:
 
     def __post_init__(self) -> None:
         """Refuse what no lake can be made of."""
-        for name, least in (("lake_size", 2), ("attempts", 1), ("seed", 0)):
+        defaults = {"cpu": (4, 5), "paper": (5, 10)}[self.preset]
+        for name, default in zip(("lake_size", "attempts"), defaults, strict=True):
+            if getattr(self, name) is None:
+                object.__setattr__(self, name, default)
+        for name, least in (("lake_size", 3), ("attempts", 1), ("seed", 0)):
             if getattr(self, name) < least:
                 raise ConfigError(f"--{name.replace('_', '-')} must be >= {least}; got {getattr(self, name)}")
         if self.resume and self.out:

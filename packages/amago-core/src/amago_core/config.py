@@ -2,17 +2,61 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
+import torch
 from amago_nets.traj_encoders import FFConfig, GRUConfig, TransformerConfig
 from amago_nets.tstep_encoders import FFTstepEncoderConfig
 from amago_offline.datasets import ReplayConfig
 
 from amago_core.agents import AgentConfig
-from amago_core.errors import ConfigError
+from amago_core.errors import AmagoError, ConfigError
 from amago_core.exploration import BilevelEpsilonGreedyConfig, EpsilonGreedyConfig
 from amago_core.learner import LearnerConfig
+
+
+_AT_LEAST_ONE = (
+    "max_seq_len",
+    "parallel_lanes",
+    "epochs",
+    "batch_size",
+    "val_lanes",
+    "val_episodes_per_lane",
+    "ckpt_interval",
+    "log_interval",
+)
+_AT_LEAST_ZERO = (
+    "seed",
+    "rollout_steps_per_epoch",
+    "batches_per_epoch",
+    "start_learning_at",
+    "start_collecting_at",
+    "val_interval",
+)
+_OPTIONAL = ("trajectory_limit", "threads")
+# Field to examples of what it takes; anything else with `build` is a user's own part.
+_PARTS = {
+    "tstep_encoder": "FFTstepEncoderConfig()",
+    "traj_encoder": "TransformerConfig(), GRUConfig() or FFConfig()",
+    "agent": "AgentConfig()",
+    "exploration": "EpsilonGreedyConfig() or BilevelEpsilonGreedyConfig(rollout_horizon=...)",
+    "replay": "ReplayConfig()",
+}
+
+
+@contextmanager
+def configuration() -> Iterator[None]:
+    """Turn a `ValueError` of a configuration or of what it builds into a `ConfigError`, with the same message."""
+    try:
+        yield
+    except AmagoError:
+        raise
+    except ValueError as error:
+        raise ConfigError(str(error)) from error
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,33 +123,16 @@ class ExperimentConfig:
 
     def __post_init__(self) -> None:
         """Refuse settings that could only fail later."""
-        at_least_one = (
-            "max_seq_len",
-            "parallel_lanes",
-            "epochs",
-            "batch_size",
-            "val_lanes",
-            "val_episodes_per_lane",
-            "ckpt_interval",
-            "log_interval",
-        )
-        at_least_zero = (
-            "seed",
-            "rollout_steps_per_epoch",
-            "batches_per_epoch",
-            "start_learning_at",
-            "start_collecting_at",
-            "val_interval",
-        )
-        for names, least in ((at_least_one, 1), (at_least_zero, 0)):
+        if not isinstance(self.run_dir, str | os.PathLike) or not os.fspath(self.run_dir):
+            raise ConfigError(f"run_dir must name a directory; got {self.run_dir!r}")
+        object.__setattr__(self, "run_dir", os.fspath(self.run_dir))
+        for names, least in ((_AT_LEAST_ONE, 1), (_AT_LEAST_ZERO, 0)):
             for name in names:
-                value = getattr(self, name)
-                if not isinstance(value, int) or value < least:
+                if not _is_int(value := getattr(self, name), least):
                     raise ConfigError(f"{name} must be an integer >= {least}; got {value!r}")
-        for name in ("trajectory_limit", "threads"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise ConfigError(f"{name} must be >= 1 or None; got {value!r}")
+        for name in _OPTIONAL:
+            if (value := getattr(self, name)) is not None and not _is_int(value, 1):
+                raise ConfigError(f"{name} must be an integer >= 1 or None; got {value!r}")
         if self.trajectory_limit is not None and self.trajectory_limit < self.max_seq_len:
             raise ConfigError(
                 f"trajectory_limit must be None or >= max_seq_len={self.max_seq_len}, or windows could never be full; "
@@ -113,5 +140,31 @@ class ExperimentConfig:
             )
         if self.env_mode not in ("sync", "async"):
             raise ConfigError(f"env_mode must be 'sync' or 'async'; got {self.env_mode!r}")
-        if not self.run_dir:
-            raise ConfigError("run_dir must name a directory; got ''")
+        if not isinstance(self.device, str):
+            raise ConfigError(f"device must be a name such as 'auto', 'cpu' or 'cuda:0'; got {self.device!r}")
+        for name, examples in _PARTS.items():
+            value = getattr(self, name)
+            if isinstance(value, type) or not callable(getattr(value, "build", None)):
+                raise ConfigError(f"{name} must be a configuration such as {examples}; got {value!r}")
+        if not isinstance(self.learner, LearnerConfig):
+            raise ConfigError(f"learner must be a LearnerConfig(); got {self.learner!r}")
+
+    def torch_device(self) -> torch.device:
+        """The device to train on.
+
+        Raises:
+            ConfigError: if torch does not know it, or this machine does not have it.
+        """
+        if self.device == "auto":
+            return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        try:
+            device = torch.device(self.device)
+            torch.empty(1, device=device)
+        except (RuntimeError, AssertionError, NotImplementedError) as error:
+            reason = str(error).strip().splitlines()[0]
+            raise ConfigError(f"device {self.device!r} cannot be used: {reason}") from error
+        return device
+
+
+def _is_int(value: Any, least: int) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= least

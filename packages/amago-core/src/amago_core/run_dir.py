@@ -7,8 +7,11 @@
 from __future__ import annotations
 
 import dataclasses
+import errno
+import fcntl
 import json
 import os
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,8 +20,8 @@ from gymnasium.vector import VectorEnv
 
 from amago_core import config_json
 from amago_core.agents import Agent
-from amago_core.checkpoint import load_checkpoint, write_text_atomic
-from amago_core.config import ExperimentConfig
+from amago_core.checkpoint import checkpoint_names, load_checkpoint, write_text_atomic
+from amago_core.config import ExperimentConfig, configuration
 from amago_core.errors import CheckpointError, ConfigError, EnvError, RunDirError
 from amago_core.provenance import provenance
 from amago_core.spaces import SpaceAdapter
@@ -43,12 +46,12 @@ class RunDir:
 
     @property
     def env(self) -> Path:
-        """Spaces of the environment and how to make it."""
+        """Spaces of the environments and how to make them."""
         return self.path / "env.json"
 
     @property
     def metrics(self) -> Path:
-        """One JSON object per epoch."""
+        """One JSON object per line: of each epoch, and of each validation."""
         return self.path / "metrics.jsonl"
 
     @property
@@ -71,26 +74,40 @@ class RunDir:
         """Pictures."""
         return self.path / "plots"
 
+    def require_free(self) -> None:
+        """Refuse a path that holds anything already.
+
+        Raises:
+            RunDirError: saying what to do instead.
+        """
+        try:
+            in_use = self.path.exists() and (not self.path.is_dir() or any(self.path.iterdir()))
+        except OSError as error:
+            raise self._unwritable(error) from error
+        if in_use:
+            raise RunDirError(
+                f"run_dir {str(self.path)!r} already exists and is not empty: resume the run in it, "
+                "or choose another directory"
+            )
+
     @classmethod
     def create(cls, config: ExperimentConfig, env_json: dict[str, Any]) -> RunDir:
         """Claim a new directory for a run.
 
         Raises:
-            RunDirError: if it already holds anything, or cannot be written.
+            ConfigError: if the configuration cannot be written as JSON.
+            RunDirError: if the directory already holds anything, or cannot be written.
         """
         run = cls(Path(config.run_dir))
+        env_text = json.dumps(env_json, indent=2)
+        config_text = json.dumps({"config": config_json.to_json(config), "provenance": provenance()}, indent=2)
+        run.require_free()
         try:
-            if run.path.exists() and (not run.path.is_dir() or any(run.path.iterdir())):
-                raise RunDirError(
-                    f"run_dir {str(run.path)!r} already exists and is not empty: resume the run in it, "
-                    "or choose another directory"
-                )
             run.path.mkdir(parents=True, exist_ok=True)
-            write_text_atomic(run.env, json.dumps(env_json, indent=2))
-            text = {"config": config_json.to_json(config), "provenance": provenance()}
-            write_text_atomic(run.config, json.dumps(text, indent=2))
+            write_text_atomic(run.env, env_text)
+            write_text_atomic(run.config, config_text)
         except OSError as error:
-            raise RunDirError(f"run_dir {str(run.path)!r} cannot be written: {error.strerror or error}") from error
+            raise run._unwritable(error) from error
         return run
 
     @classmethod
@@ -110,38 +127,110 @@ class RunDir:
             config = config_json.from_json(json.loads(run.config.read_text())["config"])
             env_json = json.loads(run.env.read_text())
             _ = env_json["observation_space"], env_json["action_space"], env_json["factory"], env_json["val_factory"]
-        except (ConfigError, ValueError, KeyError, TypeError) as error:
+        except (OSError, ConfigError, ValueError, KeyError, TypeError) as error:
             raise RunDirError(f"run_dir {str(run.path)!r} holds a foreign or damaged run: {error}") from error
         if not isinstance(config, ExperimentConfig):
             raise RunDirError(f"run_dir {str(run.path)!r} holds a foreign run: {type(config).__name__}")
         return run, dataclasses.replace(config, run_dir=str(path)), env_json
 
-    def require_writable(self) -> None:
-        """Raise `RunDirError` if the directory cannot be written."""
-        if not os.access(self.path, os.W_OK):
-            raise RunDirError(f"run_dir {str(self.path)!r} cannot be written: permission denied")
+    def lock(self) -> Callable[[], None]:
+        """Keep other processes from training here; the lock ends with this process, however that ends.
+
+        Returns:
+            Gives the lock back.
+
+        Raises:
+            RunDirError: if another process trains here, or the directory cannot be written.
+        """
+        try:
+            descriptor = os.open(self.path / ".lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+        except OSError as error:
+            raise self._unwritable(error) from error
+        try:
+            # A record lock, because worker processes do not inherit it: they may outlive this process for a while.
+            fcntl.lockf(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            if error.errno in (errno.EACCES, errno.EAGAIN):
+                os.close(descriptor)
+                raise RunDirError(f"run_dir {str(self.path)!r} is in use: another process is training in it") from None
+            # Some network file systems have no locks; then nothing guards the directory.
+        return lambda: os.close(descriptor)
+
+    def has_begun(self) -> bool:
+        """Whether there is anything to go on from; a run killed before its first checkpoint has not begun."""
+        return bool(checkpoint_names(self.checkpoints)) or (self.metrics.exists() and self.metrics.stat().st_size > 0)
+
+    def reopen(self, config: ExperimentConfig) -> None:
+        """Make a run that was finished, or is to have another length, an unfinished one of this configuration.
+
+        An old summary is renamed, not deleted.
+
+        Raises:
+            RunDirError: if the directory cannot be written.
+        """
+        try:
+            stored = json.loads(self.config.read_text())
+            encoded = config_json.to_json(config)
+            if stored["config"]["epochs"] != encoded["epochs"]:
+                stored["config"] = encoded
+                write_text_atomic(self.config, json.dumps(stored, indent=2))
+            if self.summary.exists():
+                number = 0
+                while (old := self.path / f"summary.old-{number}.json").exists():
+                    number += 1
+                os.rename(self.summary, old)
+        except OSError as error:
+            raise self._unwritable(error) from error
+
+    def _unwritable(self, error: OSError) -> RunDirError:
+        return RunDirError(f"run_dir {str(self.path)!r} cannot be used: {error.strerror or error}")
 
 
 def describe_env(env: VectorEnv, factory: EnvFactory, val_factory: EnvFactory) -> dict[str, Any]:
     """Content of `env.json`: both spaces, and how to make the environments again (None where JSON cannot say)."""
+    stored = factory.to_json()
     return {
         "observation_space": space_to_json(env.single_observation_space),
         "action_space": space_to_json(env.single_action_space),
-        "factory": factory.to_json(),
-        "val_factory": val_factory.to_json(),
+        "factory": stored,
+        "val_factory": stored if val_factory is factory else val_factory.to_json(),
+        "validates_in_training_env": val_factory is factory,
     }
 
 
-def require_same_spaces(env: VectorEnv, stored: dict[str, Any]) -> None:
+def require_same_spaces(env: VectorEnv, stored: dict[str, Any], name: str = "the environment") -> None:
     """Refuse an environment whose spaces are not those of the run.
+
+    Args:
+        env: the environment.
+        stored: from `describe_env`.
+        name: of the environment, for the message.
 
     Raises:
         EnvError: naming the space that differs.
     """
-    for name in ("observation_space", "action_space"):
-        now = space_to_json(getattr(env, f"single_{name}"))
-        if now != stored[name]:
-            raise EnvError(f"{name} is not the one of the run to resume: {now} instead of {stored[name]}")
+    for space in ("observation_space", "action_space"):
+        now = space_to_json(getattr(env, f"single_{space}"))
+        if now != stored[space]:
+            raise EnvError(f"{space} of {name} is not the one of the run: {now} instead of {stored[space]}")
+
+
+def require_room_for_positions(config: ExperimentConfig, env_json: dict[str, Any]) -> None:
+    """Refuse learnable positions that end before the episodes do, where the time limit is known.
+
+    Raises:
+        ConfigError: naming the number that is needed.
+    """
+    encoder = config.traj_encoder
+    rows = getattr(encoder, "max_time_idx", None)
+    if rows is None or getattr(encoder, "positions", None) != "learnable":
+        return
+    limits = [((env_json[name] or {}).get("spec") or {}).get("max_episode_steps") for name in ("factory", "val_factory")]
+    longest = max((limit for limit in limits if limit is not None), default=0)
+    if rows <= longest:
+        raise ConfigError(
+            f"traj_encoder.max_time_idx must be >= {longest + 1}, one more than the environment's time limit; got {rows}"
+        )
 
 
 def adapter_of(env_json: dict[str, Any]) -> SpaceAdapter:
@@ -150,14 +239,19 @@ def adapter_of(env_json: dict[str, Any]) -> SpaceAdapter:
 
 
 def build_agent(config: ExperimentConfig, adapter: SpaceAdapter) -> Agent:
-    """The agent a configuration describes, with initial weights from torch's global generator."""
-    return config.agent.build(
-        obs_specs=adapter.obs_specs,
-        action_spec=adapter.action_spec,
-        tstep_encoder=config.tstep_encoder,
-        traj_encoder=config.traj_encoder,
-        max_seq_len=config.max_seq_len,
-    )
+    """The agent a configuration describes, with initial weights from torch's global generator.
+
+    Raises:
+        ConfigError: if its parts do not fit each other or the spaces.
+    """
+    with configuration():
+        return config.agent.build(
+            obs_specs=adapter.obs_specs,
+            action_spec=adapter.action_spec,
+            tstep_encoder=config.tstep_encoder,
+            traj_encoder=config.traj_encoder,
+            max_seq_len=config.max_seq_len,
+        )
 
 
 def load_agent(path: str | Path, *, device: str = "cpu") -> tuple[Agent, SpaceAdapter]:

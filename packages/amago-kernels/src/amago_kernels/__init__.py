@@ -10,7 +10,9 @@ from .dispatch import available
 from .gru import gru_layer
 from .returns import n_step_targets
 
+__version__ = "0.1.0"
 __all__ = [
+    "__version__",
     "DecodePlan",
     "RingCache",
     "allocate_storage",

@@ -118,11 +118,10 @@ def allocate_storage(
         Keys and values `[*leading, M, E]`. On the CPU the keys lie in memory as `[*leading, E, M]`: products with the
         query then run along the slots, which takes a third to two thirds of the time.
     """
-    on_cpu = torch.device("cpu" if device is None else device).type == "cpu"
     # Tensors made under inference_mode could never be updated outside of it.
     with torch.inference_mode(False):
         values = torch.zeros((*leading, slots, head_dim), dtype=dtype, device=device)
-        if on_cpu:
+        if values.device.type == "cpu":
             return torch.zeros((*leading, head_dim, slots), dtype=dtype, device=device).transpose(-1, -2), values
         return torch.zeros_like(values), values
 

@@ -2,8 +2,8 @@
 
 A segment is a folder: `segment.json` (written once), one flat file per column (preallocated, row after row), `meta.bin`
 (JSON bytes of each trajectory) and `index.bin`, the commit log: one 64-byte record per trajectory. Data is written
-before its records, so that what a record names is complete. A group of records becomes visible as a whole: each says how
-many follow it.
+before its records, so that what a record names is complete. A group of records becomes visible as a whole: each says
+how many follow it.
 """
 
 from __future__ import annotations
