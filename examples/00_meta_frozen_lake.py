@@ -178,6 +178,13 @@ def run_dir(options: Options) -> str:
     return options.out or f"runs/meta_frozen_lake/{options.traj_encoder}-seed{options.seed}-{stamp}"
 
 
+def this_script() -> str:
+    """How to start this script again from here, with the Python that runs it."""
+    python = Path(sys.executable)
+    here = Path.cwd()
+    return f"{python.relative_to(here) if python.is_relative_to(here) else python.name} {sys.argv[0]}"
+
+
 def train(options: Options, resume_hint: dict[str, str]) -> None:
     """Train (or go on training), then report."""
     if options.resume:
@@ -247,7 +254,7 @@ def report(run: RunDir, summary: dict[str, object]) -> None:
     plot_learning_curve(run.plots / "learning_curve.png", records)
     print(f"\nplots    {run.plots}/success_per_attempt.png, {run.plots}/learning_curve.png")
     print(f"run      {run.path}")
-    print(f"watch    python examples/00_meta_frozen_lake.py --watch {run.path}")
+    print(f"watch    {this_script()} --watch {run.path}")
     print("\nUse the policy:\n")
     print("    from amago_core import Policy")
     print(f'    policy = Policy.load("{run.path}")')
@@ -313,7 +320,7 @@ def main() -> None:
 
     def how_to_resume() -> str | None:
         path = resume_hint.get("dir")
-        return f"{Path(sys.executable).name} {sys.argv[0]} --resume {path}" if path else None
+        return f"{this_script()} --resume {path}" if path else None
 
     run_command(run, how_to_resume=how_to_resume)
 

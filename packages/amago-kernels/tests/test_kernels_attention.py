@@ -113,6 +113,22 @@ def test_output_and_gradients(backend, name, kind, shape):
         assert float((got - want).norm()) / max(scale, float(want.norm())) < 1e-5, f"gradient of {which}"
 
 
+@pytest.mark.gpu
+@pytest.mark.parametrize("kind", RESETS)
+@pytest.mark.parametrize(("backend", "name"), SERVED)
+def test_output_and_gradients_on_the_gpu(backend, name, kind):
+    exact = make_qkv(2, 63, 2, 40, torch.float64).requires_grad_()
+    single = exact.detach().float().cuda().requires_grad_()
+    reset = make_reset(kind, 2, 63)
+    expected = attention(*exact.unbind(2), reset=reset, backend="reference", **OPTIONS[name])
+    moved = None if reset is None else reset.cuda()
+    out = attention(*single.unbind(2), reset=moved, backend=backend, **OPTIONS[name])
+    expected.square().sum().backward()
+    out.square().sum().backward()
+    assert_close_ratio(out.cpu(), expected, 1e-5)
+    assert_close_ratio(single.grad.cpu(), exact.grad, 1e-5)
+
+
 def test_by_hand():
     q = torch.tensor([[1.0, 0.0], [1.0, 1.0]]).view(1, 2, 1, 2)
     k = torch.tensor([[1.0, 0.0], [0.0, 1.0]]).view(1, 2, 1, 2)

@@ -72,6 +72,21 @@ def test_equals_attention_over_the_history(backend, name, slots, length, forget_
     assert cache.length.tolist() == since
 
 
+@pytest.mark.gpu
+@pytest.mark.parametrize(("backend", "name", "slots", "length"), CASES)
+def test_equals_attention_on_the_gpu(backend, name, slots, length):
+    options = OPTIONS[name]
+    qkv = make_steps(4, length, 2, 16)
+    reset = torch.zeros(4, length, dtype=torch.bool)
+    reset[2, 1:3] = True
+    window = min(options.get("window", slots - 1), slots - 1)
+    expected = attention(*qkv.unbind(2), reset=reset, backend="reference", **{**options, "window": window})
+    buffers = (poisoned((4, 2, slots, 16), device="cuda") for _ in range(2))
+    cache = RingCache(*buffers, torch.zeros(4, dtype=torch.int64, device="cuda"))
+    out = decode_all(qkv.float().cuda(), cache, reset.cuda(), backend=backend, **options)
+    assert_close_ratio(out.cpu(), expected, 1e-5)
+
+
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_double_precision(backend):
     qkv = make_steps(3, 11, 2, 8)
@@ -150,6 +165,19 @@ def test_nan_inputs_leave_with_the_episode():
     out = decode_all(qkv, RingCache.allocate(2, 1, 4, 8), reset, backend="auto")
     assert out[1, 2].isnan().all()
     assert not out[1, 3:].isnan().any()
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_nan_out_of_the_window_is_out_of_sight(backend):
+    """And it is still there for a call with a wider window."""
+    qkv = make_steps(2, 8, 1, 8, dtype=torch.float32)
+    qkv[0, 2] = float("nan")
+    none = torch.zeros(2, 8, dtype=torch.bool)
+    cache = RingCache.allocate(2, 1, 16, 8)
+    out = decode_all(qkv[:, :7], cache, none, backend=backend, window=2)
+    assert out[0].isfinite().all(dim=(-1, -2)).tolist() == [True, True, False, False, False, True, True]
+    assert out[1].isfinite().all()
+    assert decode_attention(*qkv[:, 7].unbind(1), cache, backend=backend)[0].isnan().all()
 
 
 def test_in_place_at_fixed_addresses():

@@ -1,4 +1,4 @@
-"""Backend choice and the test helpers."""
+"""Backend choice and `amago_kernels.testing`."""
 
 from __future__ import annotations
 

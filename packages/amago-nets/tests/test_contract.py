@@ -47,6 +47,14 @@ def test_backbone(name, dtype):
     check_backbone(config.build, dtype=dtype, **options)
 
 
+@pytest.mark.gpu
+@pytest.mark.parametrize("name", BACKBONES)
+def test_backbone_on_the_gpu(name):
+    config, options = BACKBONES[name]
+    with torch.backends.cudnn.flags(allow_tf32=False):
+        check_backbone(config.build, device="cuda", tolerance=1e-4, **options)
+
+
 @pytest.mark.parametrize("max_seq_len", [1, 2, 40])
 @pytest.mark.parametrize("name", ["gru", "transformer_fixed_sigma", "transformer_rotary_plain"])
 def test_other_context_lengths(name, max_seq_len):

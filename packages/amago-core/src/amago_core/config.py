@@ -79,6 +79,8 @@ class ExperimentConfig:
         batches_per_epoch: optimizer steps per epoch.
         batch_size: windows per optimizer step.
         trajectory_limit: cut stored trajectories after so many transitions; None stores whole episodes.
+        stagger_trajectories: where `trajectory_limit` is more than `max_seq_len`, draw the length of every piece from
+            `trajectory_limit` +- `max_seq_len`, so that training sees windows across the cuts too.
         start_learning_at: first epoch that trains.
         start_collecting_at: first epoch that collects.
         val_interval: epochs between validations; 0 turns them off.
@@ -108,6 +110,7 @@ class ExperimentConfig:
     batches_per_epoch: int = 1000
     batch_size: int = 24
     trajectory_limit: int | None = None
+    stagger_trajectories: bool = True
     start_learning_at: int = 0
     start_collecting_at: int = 0
     val_interval: int = 20

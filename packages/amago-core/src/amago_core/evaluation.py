@@ -10,9 +10,9 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 import numpy as np
-from gymnasium.vector import AutoresetMode, VectorEnv
+from gymnasium.vector import VectorEnv
 
-from amago_core.vector_envs import autoreset_mode, metrics_of
+from amago_core.lane_env import LaneEnv
 
 
 class ActingPolicy(Protocol):
@@ -32,8 +32,8 @@ class Evaluation:
     Attributes:
         returns: `[n]` sum of rewards.
         lengths: `[n]` steps.
-        metrics: name to the values that the environment reported, in the order of its episodes.
-        unfinished: episodes that were still running when `max_steps` was reached; not in the arrays above.
+        metrics: name to the values that the environment reported in these episodes, in the same order.
+        unfinished: episodes that `max_steps` cut off or kept from beginning; nothing of them is in the arrays above.
     """
 
     returns: np.ndarray
@@ -71,43 +71,47 @@ def evaluate(
         max_steps: stop after so many steps in any case; None waits for the last episode.
 
     Returns:
-        The finished episodes.
+        The finished episodes, in the order in which they ended.
+
+    Raises:
+        EnvError: if the environment breaks its own autoreset mode.
+        ValueError: if a number is below 1.
     """
-    if episodes_per_lane < 1:
-        raise ValueError(f"episodes_per_lane must be >= 1; got {episodes_per_lane}")
-    lanes, mode = env.num_envs, autoreset_mode(env)
-    obs, _ = env.reset(seed=seed)
+    for name, number in (("episodes_per_lane", episodes_per_lane), ("max_steps", max_steps)):
+        if number is not None and number < 1:
+            raise ValueError(f"{name} must be >= 1; got {number}")
+    lane_env = LaneEnv(env)
+    lanes = lane_env.lanes
+    obs = lane_env.reset(seed)
     policy.reset(lanes)
     reward, total = np.zeros(lanes, np.float32), np.zeros(lanes)
     length, finished = np.zeros(lanes, np.int64), np.zeros(lanes, np.int64)
-    resetting = np.zeros(lanes, bool)
+    reported: list[list[tuple[str, float]]] = [[] for _ in range(lanes)]
     returns: list[float] = []
     lengths: list[int] = []
     metrics: dict[str, list[float]] = defaultdict(list)
     steps = 0
     while (finished < episodes_per_lane).any() and (max_steps is None or steps < max_steps):
         steps += 1
-        obs, raw_reward, terminated, truncated, info = env.step(policy.act(obs, reward))
-        reward = np.array(raw_reward, np.float32)
-        counted = (finished < episodes_per_lane) & ~resetting
-        for name, reporting, values in metrics_of(info):
-            metrics[name].extend(values[counted[reporting]].tolist())
-        total += np.where(counted, reward, 0.0)
-        length += counted
-        done = np.asarray(terminated, bool) | np.asarray(truncated, bool)
-        ended = done & counted
-        returns.extend(total[ended].tolist())
-        lengths.extend(length[ended].tolist())
-        finished += ended
-        total[ended], length[ended] = 0.0, 0
-        started = done
-        if mode is AutoresetMode.NEXT_STEP:
-            started, resetting = resetting, done & ~resetting
-        elif mode is AutoresetMode.DISABLED and done.any():
-            obs, _ = env.reset(options={"reset_mask": done})
-        if started.any():
-            policy.reset(started)
-            reward[started] = 0.0
+        step = lane_env.step(policy.act(obs, reward))
+        counted = (finished < episodes_per_lane) & step.stepped
+        for name, reporting, values in step.metrics:
+            for lane in np.flatnonzero(reporting & counted):
+                reported[lane].append((name, float(values[lane])))
+        total += step.reward
+        length += step.stepped
+        for lane in np.flatnonzero(step.done & counted):
+            returns.append(float(total[lane]))
+            lengths.append(int(length[lane]))
+            for name, value in reported[lane]:
+                metrics[name].append(value)
+            reported[lane].clear()
+        finished += step.done & counted
+        total[step.done], length[step.done] = 0.0, 0
+        obs, reward = step.obs, step.reward
+        if step.started.any():
+            reward[step.started] = 0.0
+            policy.reset(step.started)
     unfinished = int((episodes_per_lane - finished).sum())
-    arrays = {name: np.array(values) for name, values in metrics.items() if values}
-    return Evaluation(np.array(returns), np.array(lengths), arrays, unfinished)
+    arrays = {name: np.array(values) for name, values in metrics.items()}
+    return Evaluation(np.array(returns), np.array(lengths, np.int64), arrays, unfinished)

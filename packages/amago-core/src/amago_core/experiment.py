@@ -5,33 +5,43 @@ from __future__ import annotations
 import dataclasses
 import json
 import time
-from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager, suppress
 from io import StringIO
 from pathlib import Path
 from typing import Any
 
 import gymnasium as gym
-import numpy as np
 import torch
 from gymnasium.vector import VectorEnv
 
+from amago_core.allocator import keep_freed_memory
 from amago_core.checkpoint import Checkpoint, load_checkpoint, save_checkpoint, write_text_atomic
 from amago_core.config import ExperimentConfig
-from amago_core.errors import CheckpointError, RunDirError
+from amago_core.errors import AmagoError, CheckpointError, RunDirError
 from amago_core.evaluation import Evaluation, evaluate
-from amago_core.learner import Learner
+from amago_core.learner import Learner, MetricMeans
 from amago_core.policy import Policy
+from amago_core.progress import ConsoleProgress, headline
 from amago_core.provenance import provenance
 from amago_core.recorder import Recorder
 from amago_core.rollout import Rollout
-from amago_core.run_dir import RunDir, build_agent, describe_env, load_agent_tensors, require_same_spaces
-from amago_core.seeding import child_seed, numpy_generator
+from amago_core.run_dir import RunDir, build_agent, load_agent_tensors
+from amago_core.run_env import (
+    describe_env,
+    require_room_for_positions,
+    require_same_spaces,
+    restore_factories,
+    spaces_of,
+)
+from amago_core.seeding import child_seed, numpy_generator, seed_globals
 from amago_core.spaces import SpaceAdapter
 from amago_core.state_tree import rng_state, set_rng_state
-from amago_core.progress import ConsoleProgress
 from amago_core.trackers import JSONLTracker, MultiTracker, Tracker
 from amago_core.vector_envs import EnvFactory
+
+# Worth a word when not even the longest stored trajectory fills a larger part of a window.
+_MOSTLY_PADDING = 0.25
 
 
 class Experiment:
@@ -63,16 +73,21 @@ class Experiment:
         trackers: Sequence[Tracker] = (),
         progress: bool = True,
     ) -> None:
+        self._closed, self._resources = False, ExitStack()
+        RunDir(Path(config.run_dir)).require_free()
         factory = EnvFactory(make_env, make_vec_env, config.env_mode)
         val_factory = factory
         if make_val_env is not None or make_val_vec_env is not None:
             val_factory = EnvFactory(make_val_env, make_val_vec_env, config.env_mode)
-        self._setup(config, factory, val_factory, trackers, progress)
-        stored = describe_env(self.env, factory, val_factory)
-        self.run = RunDir.create(config, stored)
-        self._open_outputs()
-        self.rollout.restart(child_seed(config.seed, "env", 0))
-        self._save_checkpoint()
+        with self._closed_after(failure_only=True):
+            self._setup(config, factory, val_factory, trackers, progress)
+            stored = describe_env(self.env, factory, val_factory)
+            require_room_for_positions(config, stored)
+            obs, _ = self.env.reset(seed=child_seed(config.seed, "env", 0))
+            self.adapter.to_obs(obs, config.parallel_lanes)  # a broken environment claims no directory
+            self.run = RunDir.create(config, stored)
+            self._resources.callback(self.run.lock())
+            self._start()
 
     @classmethod
     def resume(
@@ -95,7 +110,7 @@ class Experiment:
             make_vec_env: as in `Experiment`.
             make_val_env: as in `Experiment`.
             make_val_vec_env: as in `Experiment`.
-            epochs: new length of the run; None keeps the old one.
+            epochs: new length of the run, from now on; None keeps the old one.
             trackers: as in `Experiment`.
             progress: as in `Experiment`.
 
@@ -103,30 +118,42 @@ class Experiment:
             The experiment, ready for `learn`.
 
         Raises:
-            RunDirError: if there is no run in `run_dir`, or it has finished.
-            CheckpointError: if no checkpoint is intact, or it belongs to another agent.
+            RunDirError: if there is no run in `run_dir`, it has finished, or another process is training it.
+            CheckpointError: if no checkpoint is intact, or it does not fit the run.
             EnvError: if the environment differs from the run's, or must be passed and was not.
         """
         run, config, stored = RunDir.open(run_dir)
-        run.require_writable()
-        config = dataclasses.replace(config, run_dir=str(run_dir), epochs=epochs or config.epochs)
-        checkpoint = load_checkpoint(run.checkpoints)
-        if checkpoint.state["epoch"] >= config.epochs:
-            raise RunDirError(
-                f"run_dir {str(run_dir)!r} holds a finished run ({checkpoint.state['epoch']} epochs): "
-                "there is nothing to resume, unless you give it more epochs"
-            )
-        factory = EnvFactory.restore(stored["factory"], make_env, make_vec_env, config.env_mode)
-        if (make_env or make_vec_env) and not (make_val_env or make_val_vec_env):
-            val_factory = factory
-        else:
-            val_factory = EnvFactory.restore(stored["val_factory"], make_val_env, make_val_vec_env, config.env_mode)
+        config = dataclasses.replace(config, epochs=config.epochs if epochs is None else epochs)
+        factory, val_factory = restore_factories(
+            stored, (make_env, make_vec_env), (make_val_env, make_val_vec_env), config.env_mode
+        )
         self = cls.__new__(cls)
-        self._setup(config, factory, val_factory, trackers, progress)
-        require_same_spaces(self.env, stored)
-        self.run = run
-        self._load_checkpoint(checkpoint)
+        self._closed, self._resources, self.run = False, ExitStack(), run
+        with self._closed_after(failure_only=True):
+            self._resources.callback(run.lock())
+            checkpoint = load_checkpoint(run.checkpoints) if run.has_begun() else None
+            run.require_unfinished(0 if checkpoint is None else checkpoint.state.get("epoch", 0), config.epochs)
+            self._setup(config, factory, val_factory, trackers, progress)
+            require_same_spaces(self.env, stored)
+            require_room_for_positions(config, stored)
+            if checkpoint is None:
+                self._start()
+            else:
+                self._continue(checkpoint)
+            run.reopen(config)
         return self
+
+    @contextmanager
+    def _closed_after(self, *, failure_only: bool = False) -> Iterator[None]:
+        """Close at the end of a block; what goes wrong while closing never hides what went wrong inside."""
+        try:
+            yield
+        except BaseException:
+            with suppress(Exception):
+                self.close()
+            raise
+        if not failure_only:
+            self.close()
 
     def _setup(
         self,
@@ -138,13 +165,19 @@ class Experiment:
     ) -> None:
         """Everything that needs no run directory."""
         self.config = config
+        device = config.torch_device()
+        if device.type == "cpu":
+            keep_freed_memory()
         if config.threads is not None:
             torch.set_num_threads(config.threads)
-        device = config.device if config.device != "auto" else ("cuda" if torch.cuda.is_available() else "cpu")
+        seed_globals(child_seed(config.seed, "globals"))
+        self.env = factory.build(config.parallel_lanes)
+        self._resources.callback(self.env.close)
+        self.adapter = SpaceAdapter(self.env.single_observation_space, self.env.single_action_space)
         self._val_factory = val_factory
         self._val_env: VectorEnv | None = None
-        self.env = factory.build(config.parallel_lanes)
-        self.adapter = SpaceAdapter(self.env.single_observation_space, self.env.single_action_space)
+        if config.val_interval:
+            self._validation_env()
         torch.manual_seed(child_seed(config.seed, "torch"))
         self.agent = build_agent(config, self.adapter).to(device)
         self.learner = Learner(self.agent, config.learner, total_updates=self._total_updates())
@@ -156,25 +189,31 @@ class Experiment:
         self._restarts = 0
         self._seconds = 0.0
         self._sampler = numpy_generator(config.seed, "sampler")
+        self._older_state: list[dict[str, Any]] = []
         self._extra_trackers = tuple(trackers)
         self._show_progress = progress
-        self._shown: dict[str, float] = {}
+        self._told_of_padding = False
 
-    def _open_outputs(self, metrics_offset: int | None = None) -> None:
+    def _open_outputs(self) -> None:
         """Everything that writes into the run directory."""
         config = self.config
-        self.dataset = config.replay.build(self.run.buffer, self.adapter.schema)
+        self.dataset = self.run.open_buffer(config, self.adapter.schema)
+        self._resources.callback(self.dataset.close)
         self.recorder = Recorder(
-            self.adapter.schema, config.parallel_lanes, self.dataset.append, max_transitions=config.trajectory_limit
+            self.adapter.schema,
+            config.parallel_lanes,
+            self.dataset.append,
+            max_transitions=config.trajectory_limit,
+            stagger=config.max_seq_len if config.stagger_trajectories else 0,
+            seed=child_seed(config.seed, "recorder"),
         )
         exploration = config.exploration.build(
             config.parallel_lanes, self.adapter.action_spec, child_seed(config.seed, "exploration")
         )
         self.rollout = Rollout(self.env, self.policy, exploration=exploration, recorder=self.recorder)
         self._jsonl = JSONLTracker(self.run.metrics)
-        if metrics_offset is not None:
-            self._jsonl.truncate_to(metrics_offset)
         self._tracker = MultiTracker([self._jsonl, *self._extra_trackers])
+        self._resources.callback(self._tracker.close)
 
     def _total_updates(self) -> int:
         return max(0, self.config.epochs - self.config.start_learning_at) * self.config.batches_per_epoch
@@ -187,45 +226,37 @@ class Experiment:
 
         Raises:
             KeyboardInterrupt: passed on after everything is closed; the run can be resumed.
+            RunDirError: if `learn` or `close` was called before.
         """
-        try:
-            with ConsoleProgress(str(self.run.path), file=None if self._show_progress else StringIO()) as progress:
-                self._describe_progress(progress)
-                while self.epoch < self.config.epochs:
-                    self._run_epoch(progress)
-                progress.update(phase="validate")
-                record = self._validate()
-                self._tracker.log(self.learner.updates, {"epoch": self.epoch, **self._counters(), **record})
-                self._show(progress, record, end_of_epoch=True)
-            return self._write_summary(record)
-        finally:
-            self.close()
-
-    def _describe_progress(self, progress: ConsoleProgress) -> None:
-        progress.update(
-            epoch=self.epoch,
-            epochs=self.config.epochs,
-            frames=self.frames,
-            updates=self.learner.updates,
-            total_updates=self._total_updates() or None,
-        )
+        if self._closed:
+            raise RunDirError(f"this experiment is closed: Experiment.resume({str(self.run.path)!r}) goes on with it")
+        console = ConsoleProgress(str(self.run.path), file=None if self._show_progress else StringIO())
+        with self._closed_after(), console as progress:
+            progress.update(
+                epoch=self.epoch,
+                epochs=self.config.epochs,
+                frames=self.frames,
+                updates=self.learner.updates,
+                total_updates=self._total_updates() or None,
+            )
+            while self.epoch < self.config.epochs:
+                self._run_epoch(progress)
+            return self._finish(progress)
 
     def _run_epoch(self, progress: ConsoleProgress) -> None:
         config, epoch = self.config, self.epoch
         started = time.perf_counter()
-        record: dict[str, Any] = {"epoch": epoch}
         if config.val_interval and epoch % config.val_interval == 0:
-            progress.update(phase="validate", phase_done=0, phase_total=None)
-            validated = self._validate()
-            self._tracker.log(self.learner.updates, {"epoch": epoch, **self._counters(), **validated})
-            self._show(progress, validated)
+            self._validate(progress)
+        record: dict[str, Any] = {"epoch": epoch}
         collecting = time.perf_counter()
         if epoch >= config.start_collecting_at and config.rollout_steps_per_epoch:
-            progress.update(phase="collect")
+            progress.update(phase="collect", phase_done=None, phase_total=None)
             record.update(self._collect())
         record.update({f"buffer/{k}": v for k, v in self.dataset.end_of_collection(epoch).items()})
         training = time.perf_counter()
         if epoch >= config.start_learning_at and config.batches_per_epoch and self.dataset.ready:
+            self._tell_of_padding(progress)
             record.update(self._train(progress))
         finished = time.perf_counter()
         self.epoch += 1
@@ -235,7 +266,7 @@ class Experiment:
         record["time/train"] = finished - training
         record["time/total"] = self._seconds
         self._tracker.log(self.learner.updates, record)
-        self._show(progress, record, end_of_epoch=True)
+        progress.epoch_end(epoch=self.epoch, **self._counters(), **headline(record))
         if self.epoch % config.ckpt_interval == 0 or self.epoch == config.epochs:
             self._save_checkpoint()
 
@@ -250,26 +281,34 @@ class Experiment:
 
     def _train(self, progress: ConsoleProgress) -> dict[str, float]:
         config = self.config
-        progress.update(phase="train", phase_total=config.batches_per_epoch)
-        sums: dict[str, torch.Tensor] = {}
-        counts: dict[str, int] = defaultdict(int)
+        progress.update(phase="train", phase_done=0, phase_total=config.batches_per_epoch)
+        means = MetricMeans()
         for index in range(config.batches_per_epoch):
             batch = self.dataset.sample(config.batch_size, config.max_seq_len, self._sampler)
             if config.agent.skip_padding:
                 batch = batch.trim()
             detailed = (self.learner.updates + 1) % config.log_interval == 0
-            metrics = self.learner.update(batch.to(self.agent.device), detailed=detailed)
-            for name, value in metrics.items():
-                sums[name] = sums[name] + value if name in sums else value
-                counts[name] += 1
+            means.add(self.learner.update(batch.to(self.agent.device), detailed=detailed))
             progress.update(updates=self.learner.updates, phase_done=index + 1)
-        return {f"train/{name}": float(value) / counts[name] for name, value in sums.items()}
+        return {f"train/{name}": value for name, value in means.compute().items()}
 
-    def _validate(self) -> dict[str, float]:
-        if not self.config.val_interval:
-            return {}
-        result = self.evaluate()
-        return {f"val/{name}": value for name, value in result.summary().items()}
+    def _tell_of_padding(self, progress: ConsoleProgress) -> None:
+        if self._told_of_padding:
+            return
+        self._told_of_padding = True
+        longest, window = int(self.dataset.table.transitions.max()), self.config.max_seq_len
+        if longest <= _MOSTLY_PADDING * window:
+            progress.print(
+                f"note: no stored trajectory has more than {longest} transitions yet, so that most of each window of "
+                f"max_seq_len={window} is padding"
+            )
+
+    def _validate(self, progress: ConsoleProgress) -> dict[str, float]:
+        progress.update(phase="validate", phase_done=None, phase_total=None)
+        record = {f"val/{name}": value for name, value in self.evaluate().summary().items()}
+        self._tracker.log(self.learner.updates, {"epoch": self.epoch, **self._counters(), **record})
+        progress.update(headline(record))
+        return record
 
     def evaluate(self, *, seed: int | None = None) -> Evaluation:
         """Evaluate the current policy in the validation environments.
@@ -281,25 +320,23 @@ class Experiment:
             `val_lanes * val_episodes_per_lane` finished episodes.
         """
         config = self.config
-        if self._val_env is None:
-            self._val_env = self._val_factory.build(config.val_lanes)
         seed = child_seed(config.seed, "validation") if seed is None else seed
         policy = Policy(self.agent, self.adapter, sample=config.sample_actions_val, seed=seed)
-        return evaluate(policy, self._val_env, seed=seed, episodes_per_lane=config.val_episodes_per_lane)
+        return evaluate(policy, self._validation_env(), seed=seed, episodes_per_lane=config.val_episodes_per_lane)
 
-    def _show(self, progress: ConsoleProgress, record: dict[str, Any], *, end_of_epoch: bool = False) -> None:
-        attempts = sorted(
-            (k for k in record if k.startswith("val/attempt_") and k.endswith("/success")),
-            key=lambda k: int(k.split("_")[1].split("/")[0]),
-        )
-        if "val/return" in record:
-            self._shown["return"] = record["val/return"]
-        if "collect/return" in record:
-            self._shown["return_while_exploring"] = record["collect/return"]
-        if attempts:
-            self._shown["success_first"], self._shown["success_last"] = record[attempts[0]], record[attempts[-1]]
-        show = progress.epoch_end if end_of_epoch else progress.update
-        show(epoch=self.epoch, **self._counters(), **self._shown)
+    def _validation_env(self) -> VectorEnv:
+        if self._val_env is None:
+            env = self._val_factory.build(self.config.val_lanes)
+            self._resources.callback(env.close)
+            require_same_spaces(env, spaces_of(self.env), "the validation environment")
+            self._val_env = env
+        return self._val_env
+
+    def _start(self) -> None:
+        """Begin a run, with a checkpoint of the beginning."""
+        self._open_outputs()
+        self.rollout.restart(child_seed(self.config.seed, "env", 0))
+        self._save_checkpoint()
 
     def _save_checkpoint(self) -> None:
         """Write the whole state; afterwards the run goes on exactly as a resumed one would."""
@@ -319,34 +356,43 @@ class Experiment:
             "rollout": self.rollout.state_dict(),
             "rng": rng_state(),
         }
-        save_checkpoint(self.run.checkpoints, f"epoch_{self.epoch:06d}", self.agent.state_dict(), state)
-        self.dataset.purge()
-        if not self.rollout.exact:
-            self._restart_envs()
+        save_checkpoint(self.run.checkpoints, f"epoch_{self.epoch:06d}", self.agent.state_dict(), state, keep=2)
+        # The checkpoint before stays usable, in case this one is found damaged.
+        self.dataset.purge(keep=self._older_state)
+        self._older_state = [state["dataset"]]
+        self._restart_envs()
 
-    def _restart_envs(self) -> None:
-        """Environments that cannot be saved begin anew after every checkpoint, in this run and in a resumed one."""
-        self._restarts += 1
-        self.rollout.restart(child_seed(self.config.seed, "env", self._restarts))
-
-    def _load_checkpoint(self, checkpoint: Checkpoint) -> None:
+    def _continue(self, checkpoint: Checkpoint) -> None:
+        """Go on from a checkpoint, as `_save_checkpoint` left it."""
         state = checkpoint.state
         load_agent_tensors(self.agent, checkpoint.tensors, str(checkpoint.path))
+        self._open_outputs()
         try:
             self.learner.load_state_dict(state["learner"])
             self.epoch, self.frames, self._seconds = state["epoch"], state["frames"], state["seconds"]
             self._restarts = state["restarts"]
             self._sampler.bit_generator.state = state["sampler"]
-        except (KeyError, ValueError) as error:
-            raise CheckpointError(f"checkpoint {checkpoint.path} does not fit this run: {error!r}") from error
-        self._open_outputs(metrics_offset=state["metrics_offset"])
-        self.dataset.load_state_dict(state["dataset"])
-        self.rollout.load_state_dict(state["rollout"])
-        if not self.rollout.exact:
-            self._restart_envs()
-        set_rng_state(state["rng"])
+            self.dataset.load_state_dict(state["dataset"])
+            self.rollout.load_state_dict(state["rollout"])
+            self._jsonl.truncate_to(state["metrics_offset"])
+            set_rng_state(state["rng"])
+        except AmagoError:
+            raise
+        except (KeyError, TypeError, ValueError, RuntimeError) as error:
+            raise CheckpointError(f"checkpoint {checkpoint.path} does not fit this run: {error}") from error
+        self._older_state = [state["dataset"]]
+        self._restart_envs()
 
-    def _write_summary(self, record: dict[str, float]) -> dict[str, Any]:
+    def _restart_envs(self) -> None:
+        """Environments that cannot be saved begin anew after every checkpoint, in this run and in a resumed one."""
+        if self.rollout.exact:
+            return
+        self._restarts += 1
+        self.rollout.restart(child_seed(self.config.seed, "env", self._restarts))
+
+    def _finish(self, progress: ConsoleProgress) -> dict[str, Any]:
+        record = self._validate(progress) if self.config.val_interval else {}
+        progress.epoch_end(phase=None)
         summary = {
             "epochs": self.epoch,
             **self._counters(),
@@ -359,10 +405,6 @@ class Experiment:
         return summary
 
     def close(self) -> None:
-        """Release environments and files; safe to call twice."""
-        self.env.close()
-        if self._val_env is not None:
-            self._val_env.close()
-            self._val_env = None
-        self._tracker.close()
-        self.dataset.close()
+        """Release environments, files and the directory; safe to call twice."""
+        self._closed, self._val_env = True, None
+        self._resources.close()

@@ -55,9 +55,7 @@ class LearnerConfig:
         if self.warmup_updates < 0:
             raise ConfigError(f"warmup_updates must be >= 0; got {self.warmup_updates}")
         if self.grad_clip < 0 or self.weight_decay < 0:
-            raise ConfigError(
-                f"grad_clip and weight_decay must be >= 0; got {self.grad_clip} and {self.weight_decay}"
-            )
+            raise ConfigError(f"grad_clip and weight_decay must be >= 0; got {self.grad_clip} and {self.weight_decay}")
         allowed = {
             "lr_schedule": ("constant", "cosine"),
             "precision": ("no", "bf16"),
@@ -75,6 +73,24 @@ class LearnerConfig:
             return self.lr
         done = min(1.0, (update - self.warmup_updates) / max(1, total_updates - self.warmup_updates))
         return self.lr * (self.lr_final + (1 - self.lr_final) * 0.5 * (1 + math.cos(math.pi * done)))
+
+
+class MetricMeans:
+    """Means of metrics over many updates, each over those that reported it; nothing waits for the device before `compute`."""
+
+    def __init__(self) -> None:
+        self._sums: dict[str, Tensor] = {}
+        self._counts: dict[str, int] = {}
+
+    def add(self, metrics: dict[str, Tensor]) -> None:
+        """Take in the metrics of one update, `[]` tensors by name."""
+        for name, value in metrics.items():
+            self._sums[name] = self._sums[name] + value if name in self._sums else value
+            self._counts[name] = self._counts.get(name, 0) + 1
+
+    def compute(self) -> dict[str, float]:
+        """The means by name."""
+        return {name: float(value) / self._counts[name] for name, value in self._sums.items()}
 
 
 class Learner:

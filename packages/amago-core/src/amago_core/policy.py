@@ -74,14 +74,14 @@ class Policy:
                 `[N]` begins a new episode in those lanes and leaves the others as they are.
 
         Raises:
-            ValueError: if `lanes` is no positive number, or a mask of another length.
+            ValueError: if `lanes` is no positive number, or a mask that does not fit the lanes there are.
         """
-        if isinstance(lanes, np.ndarray):
-            if lanes.shape != (self._lanes,) or lanes.dtype != bool:
-                raise ValueError(
-                    f"lanes must be a bool array of shape [{self._lanes}]; got {lanes.dtype} {list(lanes.shape)}"
-                )
-            self._start_episodes(lanes)
+        if isinstance(lanes, np.ndarray | list | tuple):
+            mask = np.asarray(lanes)
+            if self._lanes is None or mask.shape != (self._lanes,) or mask.dtype != bool:
+                needed = "a number at first" if self._lanes is None else f"a number or bool [{self._lanes}]"
+                raise ValueError(f"lanes must be {needed}; got {mask.dtype} {list(mask.shape)}")
+            self._start_episodes(mask)
             return
         if lanes is not None and lanes < 1:
             raise ValueError(f"lanes must be >= 1; got {lanes}")
@@ -93,27 +93,47 @@ class Policy:
 
         Args:
             obs: the environment's observation, `[N, ...]` if `reset` was given a number of lanes.
-            reward: of the last step, `[N]` or a number; None or 0 at the start of an episode.
-            executed: the environment's last action, if it ran another one than this policy chose.
+            reward: of the last step, `[N]` or a number; None is 0. Ignored where an episode begins.
+            executed: the environment's last action, if it ran another one than this policy chose. Ignored where an
+                episode begins.
 
         Returns:
             An action of the environment's space, `[N, ...]` if there are lanes.
+
+        Raises:
+            EnvError: if an argument does not fit the environment's spaces or the number of lanes.
         """
         if self._lanes is None:
             self.reset()
         lanes = self._lanes
         assert lanes is not None
+        # Loops hand over the last reward and action at every step; the first timestep of an episode has neither.
+        begun = self._time_idx.numpy() > 0
         if executed is not None:
-            actions = np.asarray(executed) if self._batched else np.asarray(executed)[None]
-            self.set_executed(self.adapter.from_env_actions(actions))
-        rewards = np.zeros(lanes, np.float32) if reward is None else np.asarray(reward, np.float32).reshape(-1)
-        if rewards.shape != (lanes,):
-            raise EnvError(f"reward must have one value for each of the {lanes} lanes; got {list(rewards.shape)}")
-        # A first timestep has no reward behind it, whatever the caller hands over.
-        rewards = np.where(self._time_idx.numpy() == 0, np.float32(0), rewards)
+            actions = self._from_env(executed, lanes)
+            self.set_executed(np.where(begun.reshape(-1, *(1,) * (actions.ndim - 1)), actions, self._prev_action))
+        rewards = np.zeros(lanes, np.float32) if reward is None else np.asarray(reward, np.float32)
+        if rewards.shape != ((lanes,) if self._batched else ()) and rewards.size != lanes:
+            raise EnvError(f"reward must be one number for each of the {lanes} lanes; got shape {list(rewards.shape)}")
+        rewards = np.where(begun, rewards.reshape(lanes), np.float32(0))
         chosen = self.step(self.adapter.to_obs(obs, lanes if self._batched else None), rewards)
         env_actions = self.adapter.to_env_actions(chosen)
         return env_actions if self._batched else _single(env_actions[0])
+
+    def _from_env(self, executed: Any, lanes: int) -> np.ndarray:
+        """Actions that the environment ran, `[N]` or `[N, A]` in the policy's terms."""
+        env_actions = np.asarray(executed) if self._batched else np.asarray(executed)[None]
+        spec = self.adapter.action_spec
+        try:
+            actions = self.adapter.from_env_actions(env_actions)
+            fits = actions.shape == ((lanes,) if spec.kind == "discrete" else (lanes, spec.size))
+            if spec.kind == "discrete":
+                fits = fits and np.array_equal(self.adapter.to_env_actions(actions), env_actions)
+        except (TypeError, ValueError):
+            fits = False
+        if not fits:
+            raise EnvError(f"executed must hold {lanes} actions of the environment's space; got {executed!r}")
+        return actions
 
     def step(self, obs: dict[str, np.ndarray], reward: np.ndarray) -> np.ndarray:
         """Advance all lanes by one timestep.
@@ -126,13 +146,14 @@ class Policy:
             `[N]` int64 or `[N, A]` float32 in [-1, 1]; remembered as executed until `set_executed` says otherwise.
         """
         device = self.agent.device
-        inputs = {key: torch.from_numpy(value).to(device) for key, value in obs.items()}
-        with torch.no_grad():
+        # Setting the mode of every module takes as long as a small network.
+        if self.agent.training:
             self.agent.eval()
+        with torch.no_grad():
             distribution = self.agent.policy_step(
-                inputs,
+                {key: _tensor(value).to(device) for key, value in obs.items()},
                 self._prev_action.to(device),
-                torch.from_numpy(reward).to(device),
+                _tensor(reward).to(device),
                 self._time_idx.to(device),
                 self._state,
             )
@@ -144,7 +165,7 @@ class Policy:
 
     def set_executed(self, action: np.ndarray) -> None:
         """Replace the remembered last actions by those that were really executed, `[N]` or `[N, A]`."""
-        self._prev_action.copy_(torch.from_numpy(np.ascontiguousarray(action)))
+        self._prev_action.copy_(_tensor(action))
 
     def _allocate(self, lanes: int) -> None:
         self._lanes = lanes
@@ -155,7 +176,7 @@ class Policy:
         self._prev_action = self._none_action.clone()
 
     def _start_episodes(self, lanes: np.ndarray) -> None:
-        mask = torch.from_numpy(lanes)
+        mask = _tensor(lanes)
         self.agent.traj_encoder.reset_state(self._state, mask.to(self.agent.device))
         self._time_idx[mask] = 0
         self._prev_action[mask] = self._none_action[mask]
@@ -163,8 +184,8 @@ class Policy:
     def state_dict(self) -> dict[str, Tensor]:
         """Everything needed to go on in the middle of episodes."""
         memory = {f"memory/{key}": value for key, value in self._state.state_dict().items()}
-        own = {"time_idx": self._time_idx, "prev_action": self._prev_action, "generator": self._generator.get_state()}
-        return {**memory, **own}
+        own = {"time_idx": self._time_idx.clone(), "prev_action": self._prev_action.clone()}
+        return {**memory, **own, "generator": self._generator.get_state()}
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
         """Restore what `state_dict` returned; the number of lanes must be set already."""
@@ -173,6 +194,12 @@ class Policy:
         self._time_idx.copy_(state["time_idx"])
         self._prev_action.copy_(state["prev_action"])
         self._generator.set_state(state["generator"].cpu())
+
+
+def _tensor(array: np.ndarray) -> Tensor:
+    """An array as a tensor, without a copy if torch can share its memory."""
+    shareable = array.flags.writeable and array.flags.c_contiguous
+    return torch.from_numpy(array if shareable else array.copy())
 
 
 def _single(action: Any) -> Any:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+import re
 import sys
 import time
 from collections import deque
@@ -11,7 +12,7 @@ from collections.abc import Callable, Mapping
 from types import TracebackType
 from typing import Any, TextIO
 
-__all__ = ["ConsoleProgress", "format_duration", "format_value"]
+__all__ = ["ConsoleProgress", "format_duration", "format_value", "headline"]
 
 _RATED = ("frames", "updates")
 _BAR_FIELDS = frozenset(
@@ -60,6 +61,25 @@ def format_value(name: str, value: Any) -> str:
     if magnitude != 0 and not 1e-3 <= magnitude < 1e7:
         return f"{value:.2e}"
     return f"{value:,.0f}" if magnitude >= 1000 else f"{value:.3g}"
+
+
+def headline(record: Mapping[str, Any]) -> dict[str, Any]:
+    """What people want to see of a record of metrics while a run goes on.
+
+    Args:
+        record: metrics by name, as in `metrics.jsonl`.
+
+    Returns:
+        Fields for `ConsoleProgress.update`: returns, and success in the first and the last attempt; a field is absent
+        when the record does not tell.
+    """
+    fields = {"return": "val/return", "return_while_exploring": "collect/return"}
+    shown = {field: record[name] for field, name in fields.items() if name in record}
+    matches = [re.fullmatch(r"val/attempt_(\d+)/success", name) for name in record]
+    attempts = {int(match[1]): record[match[0]] for match in matches if match}
+    if attempts:
+        shown["success_first"], shown["success_last"] = attempts[min(attempts)], attempts[max(attempts)]
+    return shown
 
 
 class ConsoleProgress:

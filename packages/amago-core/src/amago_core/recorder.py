@@ -7,39 +7,64 @@ Dimensions: N lanes, L timesteps.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from typing import Any
 
 import numpy as np
+
+from amago_core.errors import CheckpointError
+from amago_core.seeding import numpy_generator
 from amago_offline.schema import Schema, Trajectory
 
 _START_ROWS = 64
+_UNLIMITED = np.iinfo(np.int64).max
 
 
 class Recorder:
     """Builds trajectories from the steps of all lanes.
 
+    Episodes longer than a limit are stored as snippets. The timestep of a cut belongs to both snippets, so that every
+    transition is stored once and none is lost. Cuts at fixed places would never show training a window across them,
+    which is why the lengths of snippets can vary.
+
     Args:
         schema: columns of a timestep.
         lanes: N.
         sink: called with every finished trajectory.
-        max_transitions: cut trajectories into snippets of this many transitions; None stores whole episodes.
+        max_transitions: S, the length of a snippet in transitions; None stores whole episodes.
+        stagger: W, usually the length of training windows; if S is more than W, the length of every snippet is drawn
+            uniformly from the integers `S - W` to `S + W`. 0 always takes S.
+        seed: of these draws.
     """
 
     def __init__(
-        self, schema: Schema, lanes: int, sink: Callable[[Trajectory], Any], *, max_transitions: int | None = None
+        self,
+        schema: Schema,
+        lanes: int,
+        sink: Callable[[Trajectory], Any],
+        *,
+        max_transitions: int | None = None,
+        stagger: int = 0,
+        seed: int = 0,
     ) -> None:
         if max_transitions is not None and max_transitions < 1:
             raise ValueError(f"max_transitions must be >= 1 or None; got {max_transitions}")
+        if stagger < 0:
+            raise ValueError(f"stagger must be >= 0; got {stagger}")
         self.schema = schema
         self.lanes = lanes
         self.sink = sink
         self.max_transitions = max_transitions
+        self.stagger = stagger if max_transitions is not None and max_transitions > stagger else 0
+        self._rng = numpy_generator(seed, "recorder")
+        # 0 rows: the lane awaits `begin`.
         self._rows = np.zeros(lanes, np.int64)
+        self._limit = np.full(lanes, _UNLIMITED)
         self._columns = self._allocate(_START_ROWS)
 
     def begin(self, lanes: np.ndarray, obs: dict[str, np.ndarray], none_action: np.ndarray) -> None:
-        """First timestep of an episode.
+        """First timestep of an episode; what the lanes held before is forgotten.
 
         Args:
             lanes: `[n]` indices.
@@ -47,6 +72,7 @@ class Recorder:
             none_action: `[n]` or `[n, A]`, the "no previous action" value.
         """
         self._rows[lanes] = 0
+        self._limit[lanes] = self._draw_limits(len(lanes))
         zeros = np.zeros(len(lanes), np.float32)
         false = np.zeros(len(lanes), bool)
         self._write(lanes, obs, none_action, zeros, false, false, np.zeros(len(lanes), np.int64))
@@ -69,18 +95,27 @@ class Recorder:
             reward: `[n]` float32.
             terminated: `[n]` bool.
             truncated: `[n]` bool; ignored where `terminated`.
+
+        Raises:
+            ValueError: if a lane has no first timestep.
         """
         if len(lanes) == 0:
             return
-        time_idx = self._columns["time_idx"][lanes, self._rows[lanes] - 1] + 1
+        rows = self._rows[lanes]
+        if not rows.all():
+            raise ValueError(f"lanes must have begun an episode; {lanes[rows == 0].tolist()} have not")
+        time_idx = self._columns["time_idx"][lanes, rows - 1] + 1
         self._write(lanes, obs, action, reward, terminated, truncated & ~terminated, time_idx)
         done = terminated | truncated
-        for lane in lanes[done]:
+        full = rows >= self._limit[lanes]
+        closing = done | full
+        if not closing.any():
+            return
+        for lane in lanes[closing]:
             self._emit(int(lane))
-        if self.max_transitions is not None:
-            for lane in lanes[~done & (self._rows[lanes] > self.max_transitions)]:
-                self._emit(int(lane))
-                self._continue_snippet(int(lane))
+        self._rows[lanes[done]] = 0
+        for lane in lanes[full & ~done]:
+            self._continue_snippet(int(lane))
 
     def flush(self) -> None:
         """Store what every lane has so far as a cut-off snippet and forget it."""
@@ -89,17 +124,46 @@ class Recorder:
         self._rows[:] = 0
 
     def state_dict(self) -> dict[str, Any]:
-        """Unfinished trajectories, as arrays."""
+        """Unfinished trajectories and the generator: nested dicts of arrays and JSON values."""
         longest = int(self._rows.max(initial=0))
-        return {"rows": self._rows.copy(), **{name: c[:, :longest].copy() for name, c in self._columns.items()}}
+        columns = {name: column[:, :longest].copy() for name, column in self._columns.items()}
+        # What earlier trajectories left behind a lane's rows would make equal states look different.
+        for lane, rows in enumerate(self._rows):
+            for column in columns.values():
+                column[lane, rows:] = 0
+        return {
+            "rows": self._rows.copy(),
+            "limit": self._limit.copy(),
+            "generator": copy.deepcopy(dict(self._rng.bit_generator.state)),
+            "columns": columns,
+        }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Restore what `state_dict` returned."""
+        """Restore what `state_dict` returned.
+
+        Raises:
+            CheckpointError: if it is of another schema or number of lanes.
+        """
+        if len(state["rows"]) != self.lanes or set(state["columns"]) != set(self._columns):
+            raise CheckpointError(
+                f"recorder state has {len(state['rows'])} lanes with the columns {sorted(state['columns'])}; "
+                f"needed are {self.lanes} lanes with {sorted(self._columns)}"
+            )
         self._rows = np.array(state["rows"], np.int64)
+        self._limit = np.array(state["limit"], np.int64)
+        self._rng.bit_generator.state = copy.deepcopy(dict(state["generator"]))
         longest = int(self._rows.max(initial=0))
         self._columns = self._allocate(max(_START_ROWS, longest))
         for name, column in self._columns.items():
-            column[:, :longest] = state[name]
+            column[:, :longest] = state["columns"][name]
+
+    def _draw_limits(self, count: int) -> np.ndarray:
+        if self.max_transitions is None:
+            return np.full(count, _UNLIMITED)
+        if not self.stagger:
+            return np.full(count, self.max_transitions)
+        low, high = self.max_transitions - self.stagger, self.max_transitions + self.stagger
+        return self._rng.integers(low, high, size=count, endpoint=True)
 
     def _allocate(self, capacity: int) -> dict[str, np.ndarray]:
         shape = (self.lanes, capacity)
@@ -125,8 +189,8 @@ class Recorder:
         rows = self._rows[lanes]
         if rows.max() >= self._columns["time_idx"].shape[1]:
             self._grow()
-        for key, value in obs.items():
-            self._columns[f"obs/{key}"][lanes, rows] = value
+        for key in self.schema.obs:
+            self._columns[f"obs/{key}"][lanes, rows] = obs[key]
         self._columns["prev_action"][lanes, rows] = action
         self._columns["prev_reward"][lanes, rows] = reward
         self._columns["terminated"][lanes, rows] = terminated
@@ -153,3 +217,4 @@ class Recorder:
         for column in self._columns.values():
             column[lane, 0] = column[lane, last]
         self._rows[lane] = 1
+        self._limit[lane] = self._draw_limits(1)[0]

@@ -10,14 +10,14 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
-from gymnasium.vector import AutoresetMode, VectorEnv
+from gymnasium.vector import VectorEnv
 
-from amago_core.errors import EnvError
+from amago_core.errors import CheckpointError
 from amago_core.exploration import Exploration
+from amago_core.lane_env import LaneEnv, LaneStep
 from amago_core.policy import Policy
 from amago_core.recorder import Recorder
 from amago_core.spaces import SpaceAdapter
-from amago_core.vector_envs import autoreset_mode, metrics_of, supports_state
 
 
 @dataclass
@@ -65,15 +65,20 @@ class Rollout:
         recorder: Recorder | None = None,
     ) -> None:
         self.env = env
+        self.lane_env = LaneEnv(env)
         self.policy = policy
         self.adapter: SpaceAdapter = policy.adapter
         self.exploration = exploration
         self.recorder = recorder
-        self.mode = autoreset_mode(env)
-        self.lanes: int = env.num_envs
-        self.exact = supports_state(env)
+        self.lanes = self.lane_env.lanes
         self._everyone = np.arange(self.lanes)
         self._obs: dict[str, np.ndarray] = {}
+        self._clear_sums()
+
+    @property
+    def exact(self) -> bool:
+        """Whether episodes in progress are part of `state_dict`."""
+        return self.lane_env.exact
 
     def restart(self, seed: int) -> None:
         """Reset every lane; unfinished trajectories are stored as cut-off snippets first.
@@ -83,15 +88,17 @@ class Rollout:
         """
         if self.recorder is not None:
             self.recorder.flush()
-        obs, _ = self.env.reset(seed=seed)
+        obs = self.lane_env.reset(seed)
         self.policy.reset(self.lanes)
+        self._clear_sums()
+        self._obs = self.adapter.to_obs(obs, self.lanes)
+        self._open(np.ones(self.lanes, bool))
+
+    def _clear_sums(self) -> None:
+        # Rewards of the last step, and what the episodes in progress add up to.
         self._reward = np.zeros(self.lanes, np.float32)
         self._return = np.zeros(self.lanes, np.float64)
         self._length = np.zeros(self.lanes, np.int64)
-        # Lanes whose next environment step only resets (NEXT_STEP mode).
-        self._resetting = np.zeros(self.lanes, bool)
-        self._obs = self.adapter.to_obs(obs, self.lanes)
-        self._open(np.ones(self.lanes, bool), fresh_policy=False)
 
     def collect(self, steps: int) -> RolloutStats:
         """Take `steps` steps in every lane.
@@ -110,78 +117,47 @@ class Rollout:
     def _step(self, stats: RolloutStats) -> None:
         actions = self.policy.step(self._obs, self._reward)
         if self.exploration is not None:
-            actions = self.exploration.apply(actions, ~self._resetting)
+            actions = self.exploration.apply(actions, self.lane_env.stepping)
             self.policy.set_executed(actions)
-        raw_obs, reward, terminated, truncated, info = self.env.step(self.adapter.to_env_actions(actions))
-        # Vector environments may return the same arrays again at the next step.
-        reward = np.array(reward, np.float32)
-        terminated, truncated = np.array(terminated, bool), np.array(truncated, bool)
-        done = terminated | truncated
-        obs = {key: np.array(value) for key, value in self.adapter.to_obs(raw_obs, self.lanes).items()}
-        stepped = ~self._resetting
-        self._account(stats, stepped, reward, done, info)
-        last_obs = self._last_obs(obs, done, info)
+        step = self.lane_env.step(self.adapter.to_env_actions(actions))
+        obs = self.adapter.to_obs(step.obs, self.lanes)
+        self._account(stats, step)
         if self.recorder is not None:
-            lanes = self._everyone[stepped]
-            self.recorder.add(
-                lanes,
-                {key: value[lanes] for key, value in last_obs.items()},
-                actions[lanes],
-                reward[lanes],
-                terminated[lanes],
-                truncated[lanes],
-            )
-        started = self._started(done)
-        if self.mode is AutoresetMode.DISABLED and done.any():
-            raw_obs, _ = self.env.reset(options={"reset_mask": done})
-            fresh = self.adapter.to_obs(raw_obs, self.lanes)
-            for key, value in obs.items():
-                value[done] = fresh[key][done]
-        self._obs, self._reward = obs, reward
-        if started.any():
-            self._open(started, fresh_policy=True)
+            self._record(self.recorder, obs, actions, step)
+        self._obs, self._reward = obs, step.reward
+        if step.started.any():
+            self._reward[step.started] = 0.0
+            self.policy.reset(step.started)
+            self._open(step.started)
 
-    def _started(self, done: np.ndarray) -> np.ndarray:
-        """Lanes whose current observation is the first one of an episode."""
-        if self.mode is not AutoresetMode.NEXT_STEP:
-            return done
-        started = self._resetting
-        self._resetting = done & ~started
-        return started
+    def _record(self, recorder: Recorder, obs: dict[str, np.ndarray], actions: np.ndarray, step: LaneStep) -> None:
+        if step.final_obs is not None:
+            ended = np.flatnonzero(step.done)
+            obs = {key: value.copy() for key, value in obs.items()}
+            for key, value in self.adapter.final_obs(step.final_obs, ended).items():
+                obs[key][ended] = value
+        arrays = (actions, step.reward, step.terminated, step.truncated)
+        if step.stepped.all():
+            recorder.add(self._everyone, obs, *arrays)
+        else:
+            lanes = np.flatnonzero(step.stepped)
+            recorder.add(lanes, {key: value[lanes] for key, value in obs.items()}, *(array[lanes] for array in arrays))
 
-    def _last_obs(self, obs: dict[str, np.ndarray], done: np.ndarray, info: dict[str, Any]) -> dict[str, np.ndarray]:
-        """Observations that the actions led to, also where `obs` already belongs to the next episode."""
-        if self.mode is not AutoresetMode.SAME_STEP or not done.any():
-            return obs
-        if "final_obs" not in info:
-            raise EnvError(f"{type(self.env).__name__} resets in the same step but reports no info['final_obs']")
-        lanes = np.flatnonzero(done)
-        final = self.adapter.final_obs(info["final_obs"], lanes)
-        result = {key: value.copy() for key, value in obs.items()}
-        for key, value in final.items():
-            result[key][lanes] = value
-        return result
+    def _account(self, stats: RolloutStats, step: LaneStep) -> None:
+        stats.frames += int(step.stepped.sum())
+        self._return += step.reward
+        self._length += step.stepped
+        done = step.done
+        if done.any():
+            stats.returns.extend(self._return[done].tolist())
+            stats.lengths.extend(self._length[done].tolist())
+            self._return[done] = 0.0
+            self._length[done] = 0
+        for name, lanes, values in step.metrics:
+            stats.metrics[name].extend(values[lanes].tolist())
 
-    def _account(
-        self, stats: RolloutStats, stepped: np.ndarray, reward: np.ndarray, done: np.ndarray, info: dict[str, Any]
-    ) -> None:
-        stats.frames += int(stepped.sum())
-        self._return += np.where(stepped, reward, 0.0)
-        self._length += stepped
-        ended = done & stepped
-        if ended.any():
-            stats.returns.extend(self._return[ended].tolist())
-            stats.lengths.extend(self._length[ended].tolist())
-            self._return[ended] = 0.0
-            self._length[ended] = 0
-        for name, _, values in metrics_of(info):
-            stats.metrics[name].extend(values.tolist())
-
-    def _open(self, lanes: np.ndarray, *, fresh_policy: bool) -> None:
+    def _open(self, lanes: np.ndarray) -> None:
         """Begin episodes whose first observation is at hand."""
-        self._reward[lanes] = 0.0
-        if fresh_policy:
-            self.policy.reset(lanes)
         if self.exploration is not None:
             self.exploration.start_episode(lanes)
         if self.recorder is not None:
@@ -198,28 +174,44 @@ class Rollout:
         state: dict[str, Any] = {
             "policy": self.policy.state_dict(),
             "exploration": None if self.exploration is None else self.exploration.state_dict(),
+            "recorder": None if self.recorder is None else self.recorder.state_dict(),
         }
         if self.exact:
-            inner: Any = self.env.unwrapped
-            state["env"] = inner.state_dict()
-            state["recorder"] = None if self.recorder is None else self.recorder.state_dict()
-            state["lanes"] = {name: getattr(self, f"_{name}") for name in self._LANE_STATE}
+            state["env"] = self.lane_env.state_dict()
+            state["lanes"] = {
+                "obs": {key: value.copy() for key, value in self._obs.items()},
+                "reward": self._reward.copy(),
+                "return": self._return.copy(),
+                "length": self._length.copy(),
+            }
         return state
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Restore what `state_dict` returned, into a rollout over the same environment and as many lanes."""
+        """Restore what `state_dict` returned, into a rollout over the same environment and as many lanes.
+
+        Raises:
+            CheckpointError: if the state is of a rollout that records or explores and this one does not, of another
+                number of lanes, or of an environment that can be saved while this one cannot.
+        """
+        for name, part in (("exploration", self.exploration), ("recorder", self.recorder)):
+            if name in state and (state[name] is None) is not (part is None):
+                has, had = ("no", "one") if part is None else ("one", "none")
+                raise CheckpointError(f"{name}: this rollout has {has}, the saved one had {had}")
+        if ("env" in state) is not self.exact:
+            has, had = ("can", "could not") if self.exact else ("cannot", "could")
+            raise CheckpointError(f"this environment {has} be saved in the middle of episodes, the saved one {had}")
         self.policy.reset(self.lanes)
         self.policy.load_state_dict(state["policy"])
         if self.exploration is not None:
             self.exploration.load_state_dict(state["exploration"])
-        if "env" not in state:
-            return
-        self.env.reset(seed=0)
-        inner: Any = self.env.unwrapped
-        inner.load_state_dict(state["env"])
         if self.recorder is not None:
             self.recorder.load_state_dict(state["recorder"])
-        for name in self._LANE_STATE:
-            setattr(self, f"_{name}", state["lanes"][name])
-
-    _LANE_STATE = ("obs", "reward", "return", "length", "resetting")
+        if not self.exact:
+            return
+        lanes = state["lanes"]
+        if len(lanes["reward"]) != self.lanes:
+            raise CheckpointError(f"the rollout has {self.lanes} lanes, its saved state {len(lanes['reward'])}")
+        self.lane_env.load_state_dict(state["env"])
+        self._obs = {key: np.array(value) for key, value in lanes["obs"].items()}
+        self._reward, self._return = np.array(lanes["reward"], np.float32), np.array(lanes["return"], np.float64)
+        self._length = np.array(lanes["length"], np.int64)

@@ -16,17 +16,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from gymnasium.vector import VectorEnv
+from amago_offline.datasets import ReplayDataset
+from amago_offline.schema import Schema
 
 from amago_core import config_json
 from amago_core.agents import Agent
 from amago_core.checkpoint import checkpoint_names, load_checkpoint, write_text_atomic
 from amago_core.config import ExperimentConfig, configuration
-from amago_core.errors import CheckpointError, ConfigError, EnvError, RunDirError
+from amago_core.errors import CheckpointError, ConfigError, RunDirError
 from amago_core.provenance import provenance
 from amago_core.spaces import SpaceAdapter
-from amago_core.spaces_json import space_from_json, space_to_json
-from amago_core.vector_envs import EnvFactory
+from amago_core.spaces_json import space_from_json
+
+_ENV_KEYS = ("observation_space", "action_space", "factory", "val_factory", "validates_in_training_env")
 
 
 @dataclass(frozen=True)
@@ -126,7 +128,7 @@ class RunDir:
         try:
             config = config_json.from_json(json.loads(run.config.read_text())["config"])
             env_json = json.loads(run.env.read_text())
-            _ = env_json["observation_space"], env_json["action_space"], env_json["factory"], env_json["val_factory"]
+            _ = [env_json[name] for name in _ENV_KEYS]
         except (OSError, ConfigError, ValueError, KeyError, TypeError) as error:
             raise RunDirError(f"run_dir {str(run.path)!r} holds a foreign or damaged run: {error}") from error
         if not isinstance(config, ExperimentConfig):
@@ -155,6 +157,35 @@ class RunDir:
                 raise RunDirError(f"run_dir {str(self.path)!r} is in use: another process is training in it") from None
             # Some network file systems have no locks; then nothing guards the directory.
         return lambda: os.close(descriptor)
+
+    def open_buffer(self, config: ExperimentConfig, schema: Schema) -> ReplayDataset:
+        """The run's trajectory store.
+
+        Raises:
+            ConfigError: if the store there holds something else.
+            RunDirError: if it cannot be written.
+        """
+        try:
+            with configuration():
+                return config.replay.build(self.buffer, schema)
+        except OSError as error:
+            raise self._unwritable(error) from error
+
+    def require_unfinished(self, done: int, epochs: int) -> None:
+        """Refuse to go on with a run that has reached its end and said so.
+
+        Args:
+            done: epochs of its checkpoint.
+            epochs: its length.
+
+        Raises:
+            RunDirError: saying how to make it longer.
+        """
+        if done > epochs or (done == epochs and self.summary.exists()):
+            raise RunDirError(
+                f"run_dir {str(self.path)!r} holds a finished run: there is nothing to resume, "
+                f"unless you give it more epochs than {done}"
+            )
 
     def has_begun(self) -> bool:
         """Whether there is anything to go on from; a run killed before its first checkpoint has not begun."""
@@ -186,53 +217,6 @@ class RunDir:
         return RunDirError(f"run_dir {str(self.path)!r} cannot be used: {error.strerror or error}")
 
 
-def describe_env(env: VectorEnv, factory: EnvFactory, val_factory: EnvFactory) -> dict[str, Any]:
-    """Content of `env.json`: both spaces, and how to make the environments again (None where JSON cannot say)."""
-    stored = factory.to_json()
-    return {
-        "observation_space": space_to_json(env.single_observation_space),
-        "action_space": space_to_json(env.single_action_space),
-        "factory": stored,
-        "val_factory": stored if val_factory is factory else val_factory.to_json(),
-        "validates_in_training_env": val_factory is factory,
-    }
-
-
-def require_same_spaces(env: VectorEnv, stored: dict[str, Any], name: str = "the environment") -> None:
-    """Refuse an environment whose spaces are not those of the run.
-
-    Args:
-        env: the environment.
-        stored: from `describe_env`.
-        name: of the environment, for the message.
-
-    Raises:
-        EnvError: naming the space that differs.
-    """
-    for space in ("observation_space", "action_space"):
-        now = space_to_json(getattr(env, f"single_{space}"))
-        if now != stored[space]:
-            raise EnvError(f"{space} of {name} is not the one of the run: {now} instead of {stored[space]}")
-
-
-def require_room_for_positions(config: ExperimentConfig, env_json: dict[str, Any]) -> None:
-    """Refuse learnable positions that end before the episodes do, where the time limit is known.
-
-    Raises:
-        ConfigError: naming the number that is needed.
-    """
-    encoder = config.traj_encoder
-    rows = getattr(encoder, "max_time_idx", None)
-    if rows is None or getattr(encoder, "positions", None) != "learnable":
-        return
-    limits = [((env_json[name] or {}).get("spec") or {}).get("max_episode_steps") for name in ("factory", "val_factory")]
-    longest = max((limit for limit in limits if limit is not None), default=0)
-    if rows <= longest:
-        raise ConfigError(
-            f"traj_encoder.max_time_idx must be >= {longest + 1}, one more than the environment's time limit; got {rows}"
-        )
-
-
 def adapter_of(env_json: dict[str, Any]) -> SpaceAdapter:
     """The adapter of the spaces stored in `env.json`."""
     return SpaceAdapter(space_from_json(env_json["observation_space"]), space_from_json(env_json["action_space"]))
@@ -260,12 +244,14 @@ def load_agent(path: str | Path, *, device: str = "cpu") -> tuple[Agent, SpaceAd
     Raises:
         RunDirError: if there is no run in `path`.
         CheckpointError: if no checkpoint is intact, or it belongs to another agent.
+        ConfigError: if the device cannot be used.
     """
     run, config, env_json = RunDir.open(path)
     adapter = adapter_of(env_json)
+    target = dataclasses.replace(config, device=device).torch_device()
     agent = build_agent(config, adapter)
     load_agent_tensors(agent, load_checkpoint(run.checkpoints).tensors, str(run.checkpoints))
-    return agent.to(device).eval(), adapter
+    return agent.to(target).eval(), adapter
 
 
 def load_agent_tensors(agent: Agent, tensors: dict[str, Any], where: str) -> None:

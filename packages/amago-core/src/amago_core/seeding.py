@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 import zlib
 
 import numpy as np
@@ -21,8 +22,15 @@ def child_seed(seed: int, name: str, *indices: int) -> int:
 
     Returns:
         An integer in `[0, 2**31)`.
+
+    Raises:
+        ValueError: if a number is negative.
     """
-    words = np.random.SeedSequence([seed, zlib.crc32(name.encode()), *indices]).generate_state(1, np.uint32)
+    if min((seed, *indices)) < 0:
+        raise ValueError(f"seed and indices must be >= 0; got {(seed, *indices)}")
+    # From 1: `SeedSequence` does not tell a trailing 0 from nothing.
+    numbers = [index + 1 for index in indices]
+    words = np.random.SeedSequence([seed, zlib.crc32(name.encode()), *numbers]).generate_state(1, np.uint32)
     return int(words[0] >> 1)
 
 
@@ -36,3 +44,10 @@ def torch_generator(seed: int, name: str, *indices: int, device: torch.device | 
     generator = torch.Generator(device=device)
     generator.manual_seed(child_seed(seed, name, *indices))
     return generator
+
+
+def seed_globals(seed: int) -> None:
+    """Seed the global generators of Python, NumPy and torch, for environments and networks that draw from them."""
+    random.seed(seed)
+    np.random.seed(seed % 2**32)
+    torch.manual_seed(seed)

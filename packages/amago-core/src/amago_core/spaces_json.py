@@ -17,7 +17,7 @@ def space_to_json(space: spaces.Space) -> dict[str, Any]:
         space: Box, Discrete, MultiDiscrete, MultiBinary or a Dict of them.
 
     Returns:
-        What `space_from_json` takes.
+        What `space_from_json` takes; two spaces mean the same to a policy if and only if these are equal.
 
     Raises:
         EnvError: for any other space.
@@ -36,9 +36,14 @@ def space_to_json(space: spaces.Space) -> dict[str, Any]:
         case spaces.Discrete():
             return {"type": "Discrete", "n": int(space.n), "start": int(space.start)}
         case spaces.MultiDiscrete():
-            return {"type": "MultiDiscrete", "nvec": space.nvec.tolist(), "start": np.asarray(space.start).tolist()}
+            return {
+                "type": "MultiDiscrete",
+                "nvec": space.nvec.tolist(),
+                "start": np.asarray(space.start).tolist(),
+                "dtype": np.dtype(space.dtype).name,
+            }
         case spaces.MultiBinary():
-            return {"type": "MultiBinary", "shape": list(space.shape)}
+            return {"type": "MultiBinary", "n": space.n if isinstance(space.n, int) else [int(n) for n in space.n]}
     raise EnvError(
         f"space must be Box, Discrete, MultiDiscrete, MultiBinary or a Dict of them; got {type(space).__name__}"
     )
@@ -60,9 +65,10 @@ def space_from_json(data: dict[str, Any]) -> spaces.Space:
         case "Discrete":
             return spaces.Discrete(data["n"], start=data["start"])
         case "MultiDiscrete":
-            return spaces.MultiDiscrete(np.array(data["nvec"]), start=np.array(data["start"]))
+            dtype = np.dtype(data["dtype"])
+            return spaces.MultiDiscrete(np.array(data["nvec"]), dtype.type, start=np.array(data["start"]))
         case "MultiBinary":
-            return spaces.MultiBinary(data["shape"] if len(data["shape"]) > 1 else data["shape"][0])
+            return spaces.MultiBinary(data["n"])
     raise EnvError(f"space type {data['type']!r} is not known")
 
 

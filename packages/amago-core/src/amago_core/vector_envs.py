@@ -13,12 +13,15 @@ from typing import Any, Literal
 
 import gymnasium as gym
 import numpy as np
-from gymnasium.vector import AsyncVectorEnv, AutoresetMode, SyncVectorEnv, VectorEnv
+from gymnasium.vector import AsyncVectorEnv, AutoresetMode, SyncVectorEnv, VectorEnv, VectorWrapper
 
 from amago_core.errors import EnvError
 from amago_core.spaces import require_gymnasium_env
 
 LEGACY_METRIC_PREFIX = "AMAGO_LOG_METRIC"
+
+Metric = tuple[str, np.ndarray, np.ndarray]
+"""Name, `[N]` bool of the lanes that reported it, `[N]` float64 values."""
 
 
 @dataclass(frozen=True)
@@ -76,85 +79,113 @@ class EnvFactory:
 
         Raises:
             EnvError: if there is neither.
+            ImportError: if the package of a stored environment is not installed.
         """
         if make_env is not None or make_vec_env is not None:
             return cls(make_env, make_vec_env, mode)
         if stored is None:
             raise EnvError("the environment of this run cannot be made from Gymnasium's registry: pass make_env")
-        spec = gym.envs.registration.EnvSpec.from_json(json.dumps(stored["spec"]))
         if stored["module"]:
             importlib.import_module(stored["module"])
+        spec = gym.envs.registration.EnvSpec.from_json(json.dumps(stored["spec"]))
         if stored["vectorized"]:
+            spec.kwargs.pop("num_envs", None)  # It would win over the argument.
             return cls(None, lambda lanes: gym.make_vec(spec, num_envs=lanes), mode)
         return cls(lambda: gym.make(spec), None, mode)
 
     def to_json(self) -> dict[str, Any] | None:
-        """How to make this environment again, if Gymnasium's registry knows it; None otherwise."""
+        """How to make this environment again, if Gymnasium's registry knows it; None otherwise.
+
+        None is no failure: the user passes `make_env` again when resuming.
+        """
         env: Any = self.make_vec_env(1) if self.make_vec_env is not None else self.make_env()  # type: ignore[misc]
         try:
-            if env.spec is None:
-                return None
-            spec = json.loads(env.spec.to_json())
+            spec = None if env.spec is None else json.loads(env.spec.to_json())
         except (ValueError, TypeError, AttributeError):
-            # Arguments or wrappers that JSON cannot hold: the user passes make_env again when resuming.
-            return None
+            # Arguments that JSON cannot hold.
+            spec = None
         finally:
             env.close()
-        return {"vectorized": self.make_vec_env is not None, "module": _registering_module(env), "spec": spec}
+        # The spec of a wrapped vector environment says nothing of the wrapper.
+        if spec is None or isinstance(env, VectorWrapper) or not _remakable(spec):
+            return None
+        return {"vectorized": self.make_vec_env is not None, "module": _registering_module(spec), "spec": spec}
 
 
-def _registering_module(env: Any) -> str | None:
+def _remakable(spec: dict[str, Any]) -> bool:
+    """Whether all classes a spec names can be found, and wrapped, by another process."""
+    wrappers = spec["additional_wrappers"]
+    points = [spec["entry_point"], spec["vector_entry_point"], *(w["entry_point"] for w in wrappers)]
+    found = not any(point is not None and point.startswith("__main__") for point in points)
+    return found and all(wrapper["kwargs"] is not None for wrapper in wrappers)
+
+
+def _registering_module(spec: dict[str, Any]) -> str | None:
     """Package to import so that the registry knows the environment; Gymnasium's own need none."""
-    package = type(env.unwrapped).__module__.split(".")[0]
-    return None if package in ("gymnasium", "__main__") else package
+    package = (spec["entry_point"] or spec["vector_entry_point"]).split(".")[0].split(":")[0]
+    return None if package == "gymnasium" else package
 
 
 def autoreset_mode(env: VectorEnv) -> AutoresetMode:
-    """When a vector environment starts a new episode, from its metadata.
+    """When a vector environment starts a new episode.
 
     Raises:
         EnvError: if it does not say.
     """
-    mode = (env.metadata or {}).get("autoreset_mode")
-    if mode is None:
+    # Gymnasium's own vector environments write the mode into the metadata of the environment's class, where the next
+    # one built from that class overwrites it; their attribute is right.
+    mode = getattr(env.unwrapped, "autoreset_mode", None) or (env.metadata or {}).get("autoreset_mode")
+    try:
+        return AutoresetMode(mode)
+    except ValueError:
         raise EnvError(
             f"{type(env).__name__} does not name its autoreset mode: set metadata['autoreset_mode'] to one of "
-            f"{', '.join(m.name for m in AutoresetMode)}"
-        )
-    return AutoresetMode(mode)
+            f"{', '.join(m.name for m in AutoresetMode)}; got {mode!r}"
+        ) from None
 
 
 def supports_state(env: VectorEnv) -> bool:
-    """True if an environment can save and restore itself exactly (`state_dict` and `load_state_dict`)."""
-    inner = env.unwrapped
-    return hasattr(inner, "state_dict") and hasattr(inner, "load_state_dict")
+    """True if an environment can save and restore itself exactly (`state_dict` and `load_state_dict`).
+
+    A wrapper must have both itself: what it wraps knows nothing of the wrapper's own state.
+    """
+    return all(callable(getattr(type(env), name, None)) for name in ("state_dict", "load_state_dict"))
 
 
-def metrics_of(info: dict[str, Any]) -> Iterator[tuple[str, np.ndarray, np.ndarray]]:
-    """Every metric reported in one step, in running and in ended episodes.
+def metrics_of(info: dict[str, Any], lanes: np.ndarray) -> Iterator[Metric]:
+    """Metrics reported in one step.
 
     Args:
-        info: of `VectorEnv.step`.
+        info: of `VectorEnv.step`, or the `final_info` in it.
+        lanes: `[N]` bool; only reports of these lanes count.
 
     Yields:
-        `(name, lanes [n], values [n])`: the lanes that reported it, and what.
+        Name, `[N]` bool of the lanes that reported it, `[N]` float64 values. Values that are not finite are left out.
+
+    Raises:
+        EnvError: if something else than a number is reported.
     """
-    for part in (info, info.get("final_info")):
-        if not isinstance(part, dict):
-            continue
-        if isinstance(part.get("metrics"), dict):
-            yield from _columns(part["metrics"])
-        legacy = {k: v for k, v in part.items() if k.lstrip("_").startswith(LEGACY_METRIC_PREFIX)}
-        for name, lanes, values in _columns(legacy):
-            yield name.removeprefix(LEGACY_METRIC_PREFIX).strip(), lanes, values
+    reported = info.get("metrics")
+    if isinstance(reported, dict):
+        yield from _columns(reported, lanes & info.get("_metrics", True))
+    legacy = {k: v for k, v in info.items() if k.lstrip("_").startswith(LEGACY_METRIC_PREFIX)}
+    for name, present, values in _columns(legacy, lanes):
+        yield name.removeprefix(LEGACY_METRIC_PREFIX).strip(), present, values
 
 
-def _columns(reported: dict[str, Any]) -> Iterator[tuple[str, np.ndarray, np.ndarray]]:
+def _columns(reported: dict[str, Any], lanes: np.ndarray) -> Iterator[Metric]:
     for name, column in reported.items():
         if name.startswith("_") and name[1:] in reported:
             continue
-        values = np.asarray(column, np.float64)
-        present = reported.get(f"_{name}")
-        lanes = np.arange(len(values)) if present is None else np.flatnonzero(present)
-        if len(lanes):
-            yield name, lanes, values[lanes]
+        present = lanes & reported.get(f"_{name}", True)
+        if not present.any():
+            continue
+        try:
+            values = np.asarray(column, np.float64)
+        except (TypeError, ValueError):
+            values = np.empty(0)
+        if values.shape != lanes.shape:
+            raise EnvError(f"metric {name!r} must be one number for each of the {len(lanes)} lanes; got {column!r}")
+        present &= np.isfinite(values)
+        if present.any():
+            yield name, present, values

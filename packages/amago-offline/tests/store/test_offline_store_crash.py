@@ -206,20 +206,20 @@ def test_state_of_a_live_collector_is_left_to_it(tmp_path, schema, make):
 
 
 FORK = """
-import os, signal, sys, time
+import json, os, signal, sys, time
 from amago_offline import ReplayDataset
 from numbered_trajectories import numbered
 dataset = ReplayDataset(sys.argv[1])
 dataset.append(numbered(0, 5))
-import json; print(json.dumps(dataset.state_dict()), flush=True)
+print(json.dumps(dataset.state_dict()), flush=True)
 child = os.fork()
 if child == 0:
     try:
         dataset.append(numbered(1, 5))
     except RuntimeError as error:
-        print(error, flush=True)
+        os.write(1, f"{error}\\n".encode())  # One write: two processes share the pipe.
     time.sleep(60)
-print(child, flush=True)
+os.write(1, f"{child}\\n".encode())
 sys.stdin.readline()
 os.kill(os.getpid(), signal.SIGKILL)
 """
@@ -230,11 +230,11 @@ def test_a_forked_child_does_not_keep_the_segment_locked(tmp_path, schema, pytho
     process = python(FORK, tmp_path)
     state = json.loads(process.stdout.readline())
     lines = sorted([process.stdout.readline(), process.stdout.readline()])
-    assert "is closed" in lines[1]
     process.stdin.write("\n")
     process.stdin.flush()
     process.wait()
     try:
+        assert "is closed" in lines[1]
         dataset = ReplayDataset(tmp_path)
         dataset.load_state_dict(state)
         assert dataset.state_dict() == state

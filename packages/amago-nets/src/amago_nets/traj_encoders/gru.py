@@ -69,7 +69,7 @@ class GRUTrajEncoder(TrajEncoder):
         return x, torch.stack(last)
 
     def _forward_segments(self, x: Tensor, reset: Tensor, hidden: Tensor) -> tuple[Tensor, Tensor]:
-        cuts = [int(t) for t in reset.any(dim=0).nonzero()]
+        cuts = [t for t, here in enumerate(reset.any(dim=0).tolist()) if here]
         starts = sorted({0, *cuts})
         outputs = []
         for start, stop in zip(starts, [*starts[1:], x.shape[1]], strict=True):

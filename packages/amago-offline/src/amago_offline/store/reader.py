@@ -26,7 +26,7 @@ class StoreReader:
         self.areas = tuple(areas)
         self._segments: dict[tuple[str, str], Segment] = {}
         self._broken: set[tuple[str, str]] = set()
-        self._noted: set[tuple[str, str]] = set()
+        self._noted: dict[tuple[str, str], None] = {}
         self._view: tuple[list[Segment], TrajectoryTable] | None = None
         self.refresh()
 
@@ -44,12 +44,14 @@ class StoreReader:
 
     def note(self, area: str, name: str) -> None:
         """See the new commits of one segment from the next access on, without listing anything."""
-        self._noted.add((area, name))
+        self._noted[area, name] = None
 
     def _settle(self) -> None:
         """Load the noted segments: once, however many commits they saw."""
         while self._noted:
-            self._load(*self._noted.pop())
+            key = next(iter(self._noted))
+            self._load(*key)
+            self._noted.pop(key, None)
 
     def _load(self, area: str, name: str) -> None:
         key = (area, name)
@@ -68,7 +70,7 @@ class StoreReader:
 
     def forget(self, area: str, name: str) -> None:
         """Leave a segment out of the view."""
-        self._noted.discard((area, name))
+        self._noted.pop((area, name), None)
         if self._segments.pop((area, name), None) is not None:
             self._view = None
 
