@@ -10,6 +10,8 @@ from typing import Any
 import gymnasium as gym
 import numpy as np
 import torch
+from gymnasium.vector import AutoresetMode, VectorEnv
+
 from amago_core import Experiment, ExperimentConfig
 from amago_core.agents import AgentConfig
 from amago_core.checkpoint import load_checkpoint
@@ -18,7 +20,6 @@ from amago_nets.heads import ActorConfig, NCriticsConfig
 from amago_nets.traj_encoders import FFConfig, GRUConfig, TransformerConfig
 from amago_nets.tstep_encoders import FFTstepEncoderConfig
 from amago_offline.datasets import ReplayConfig
-from gymnasium.vector import AutoresetMode, VectorEnv
 
 # Dropout, so that the state of torch's global generator matters.
 ENCODERS = {

@@ -25,7 +25,7 @@ MOMENTS = {
     "checkpoint just in place": ("amago_core.checkpoint", "_publish", "after"),
     "checkpoint written": ("amago_core.experiment", "save_checkpoint", "after"),
     "purged": ("amago_offline.datasets.replay", "ReplayDataset.purge", "after"),
-    "summary not yet written": ("amago_core.experiment", "write_text_atomic", "before"),
+    "summary not yet written": ("amago_core.run_dir", "RunDir.write_summary", "before"),
 }
 
 

@@ -6,12 +6,13 @@ import copy
 
 import pytest
 import torch
+from core_helpers import make_agent, make_batch
+from torch import Tensor, nn
+
 from amago_core.agents import Agent, AgentConfig
 from amago_core.agents.rows import TransitionRows
 from amago_core.errors import ConfigError
 from amago_nets.distributions import DiscreteConfig
-from core_helpers import make_agent, make_batch
-from torch import Tensor, nn
 
 KINDS = ("discrete", "continuous")
 

@@ -9,18 +9,19 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import amago_core
 import gymnasium as gym
 import numpy as np
 import pytest
 import torch
+from experiment_helpers import WalkVectorEnv, assert_finite, assert_same_end, cartpole, metrics, start, tiny_config
+
+import amago_core
 from amago_core import Experiment, Policy
 from amago_core.errors import AmagoError, ConfigError, EnvError, RunDirError
 from amago_core.trackers import read_jsonl
 from amago_nets.traj_encoders import FFConfig, TransformerConfig
 from amago_nets.tstep_encoders import FFTstepEncoderConfig
 from amago_offline.datasets import ReplayConfig
-from experiment_helpers import WalkVectorEnv, assert_finite, assert_same_end, cartpole, metrics, start, tiny_config
 
 README = Path(__file__).parent.parent / "README.md"
 
@@ -152,7 +153,9 @@ def test_console(tmp_path, capsys):
     config = tiny_config(tmp_path / "run", max_seq_len=1000, epochs=1, batches_per_epoch=1)
     Experiment(config, cartpole).learn()
     out = capsys.readouterr().out
-    assert re.search(r"note: no stored trajectory has more than \d+ transitions yet, .* max_seq_len=1000 is padding", out)
+    assert re.search(
+        r"note: no stored trajectory has more than \d+ transitions yet, .* max_seq_len=1000 is padding", out
+    )
     assert "epoch 1 / 1" in out and "return while exploring" in out
     start("walk", tiny_config(tmp_path / "quiet", epochs=1, batches_per_epoch=1)).learn()
     assert capsys.readouterr() == ("", "")

@@ -69,7 +69,9 @@ def test_lanes_wait_for_their_reset_only_in_next_step_mode() -> None:
             env.step(np.full(2, 7))
             waiting.append((~env.stepping).tolist())
         late = mode is AutoresetMode.NEXT_STEP
-        assert waiting == ([[False, False], [True, False], [False, True], [False, False]] if late else [[False] * 2] * 4)
+        assert waiting == (
+            [[False, False], [True, False], [False, True], [False, False]] if late else [[False] * 2] * 4
+        )
 
 
 def test_a_reset_in_the_middle_ends_the_waiting() -> None:

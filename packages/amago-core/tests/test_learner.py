@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import pytest
 import torch
+from core_helpers import make_agent, make_batch
+
 from amago_core.errors import ConfigError
 from amago_core.learner import Learner, LearnerConfig
-from core_helpers import make_agent, make_batch
 
 
 def test_learning_rate_schedule() -> None:

@@ -91,7 +91,11 @@ def test_lanes_are_recorded_apart() -> None:
     lanes.begin(1)
     lanes.add(0, 2, 1)
     lanes.add(2, 0, truncated=(0, 2))
-    assert [values(t) for t in stored] == [[1100, 1101, 1102], [2100, 2101, 2102, 2103, 2104], [100, 101, 102, 103, 104]]
+    assert [values(t) for t in stored] == [
+        [1100, 1101, 1102],
+        [2100, 2101, 2102, 2103, 2104],
+        [100, 101, 102, 103, 104],
+    ]
     lanes.recorder.flush()
     assert values(stored[3]) == [1200, 1201]
     assert stored[3].prev_action.tolist() == [-1, 0] and stored[3].prev_reward.tolist() == [0.0, 1.0]

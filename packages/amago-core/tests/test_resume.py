@@ -3,20 +3,19 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
-import signal
 import time
 from pathlib import Path
 from typing import Any
 
 import pytest
+from experiment_helpers import WalkVectorEnv, assert_same_end, cartpole, go_on, metrics, start, summary, tiny_config
+from killing import begin, kill, kill_at
+
 from amago_core import Experiment
 from amago_core.checkpoint import checkpoint_names
 from amago_core.errors import CheckpointError, EnvError, RunDirError
-from amago_core.learner import Learner, LearnerConfig
-from experiment_helpers import WalkVectorEnv, assert_same_end, cartpole, go_on, metrics, start, summary, tiny_config
-from killing import begin, kill, kill_at
+from amago_core.learner import Learner
 
 
 def run(kind: str, run_dir: str, settings: dict[str, Any]) -> None:
@@ -242,15 +241,3 @@ def test_unregistered_validation_environment_must_be_given(tmp_path):
     with pytest.raises(EnvError, match="pass make_val_env or make_val_vec_env"):
         go_on("walk", tmp_path / "run", epochs=2)
     go_on("walk", tmp_path / "run", epochs=2, make_val_vec_env=WalkVectorEnv).close()
-
-
-def test_locks_end_with_the_process(tmp_path):
-    """Worker processes of an environment, which may outlive a killed run for a moment, hold none."""
-    run_dir, marker = tmp_path / "run", tmp_path / "marker"
-    settings = {"env_mode": "async", "val_interval": 0}
-    process = begin(run, "cartpole", str(run_dir), settings, moment="training", occurrence=4, marker=marker)
-    while not marker.exists():
-        time.sleep(0.005)
-    os.kill(process.pid, signal.SIGKILL)
-    process.join(30)
-    go_on("cartpole", run_dir).close()

@@ -181,7 +181,12 @@ def test_metrics_of_some_lanes() -> None:
         "Ep 0 Return": [(0, 0.5)],
         "_X": [(1, 2.0)],
     }
-    assert read(info, [False, True, True]) == {"won": [(2, 1.0)], "length": [(2, 6.0)], "_own": [(2, 1.0)], "_X": [(1, 2.0)]}
+    assert read(info, [False, True, True]) == {
+        "won": [(2, 1.0)],
+        "length": [(2, 6.0)],
+        "_own": [(2, 1.0)],
+        "_X": [(1, 2.0)],
+    }
     assert read(info, [False, False, False]) == {}
     assert read({}, [True]) == {} and read({"metrics": 3}, [True]) == {}
 

@@ -46,7 +46,7 @@ def run_command(main: Callable[[], None], *, how_to_resume: Callable[[], str | N
     """
     try:
         with warnings.catch_warnings():
-            warnings.showwarning = _show_warning
+            warnings.showwarning = _show_warning  # type: ignore[assignment]
             main()
     except AmagoError as error:
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
@@ -196,7 +196,7 @@ def _train_command(arguments: Sequence[str]) -> tuple[type[Train], list[str]]:
         return Train, list(arguments)
     choices = choices_of(ExperimentConfig)
     chosen, rest = take_choices(arguments, choices)
-    config = Annotated[narrow(ExperimentConfig, chosen), tyro.conf.arg(name="")]
+    config: Any = Annotated[narrow(ExperimentConfig, chosen), tyro.conf.arg(name="")]
     command = dataclasses.make_dataclass("Train", [("config", config)], bases=(Train,), frozen=True)
     summary, _, attributes = inspect.cleandoc(Train.__doc__ or "").partition("\n\n")
     listed = ", ".join(f"--{option} {{{','.join(names)}}}" for option, names in choices.items())
@@ -217,7 +217,7 @@ def main(arguments: list[str] | None = None) -> None:
 
     def run() -> None:
         train, rest = _train_command(sys.argv[1:] if arguments is None else arguments)
-        commands = {"train": train, "resume": Resume, "evaluate": Evaluate}
+        commands: dict[str, Callable[..., Any]] = {"train": train, "resume": Resume, "evaluate": Evaluate}
         command["run"] = parse(lambda: tyro.extras.subcommand_cli_from_dict(commands, prog="amago", args=rest))
         command["run"]()
 

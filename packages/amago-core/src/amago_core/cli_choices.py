@@ -13,9 +13,9 @@ from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, Union, get_args, get_origin, get_type_hints
 
 import tyro
-from amago_nets.registry import name_of
 
 from amago_core.errors import ConfigError
+from amago_nets.registry import name_of
 
 __all__ = ["Choices", "choices_of", "narrow", "take_choices", "widen"]
 
@@ -120,7 +120,7 @@ def narrow(cls: type, chosen: Mapping[str, type | None], prefix: str = "") -> ty
             names = [_name(member, field.name) for member in members]
             note = f"{_name(part, field.name)}; --{option} {{{','.join(names)}}} chooses"
             default = field.default if part is _default_type(field) else _instance(part)
-            kind = tyro.conf.Suppress[None] if part is None else Annotated[part, tyro.conf.arg(help=note)]
+            kind: Any = Annotated[part, tyro.conf.arg(help=note) if part is not None else tyro.conf.Suppress]
             fields[field.name] = kind, default
         elif dataclasses.is_dataclass(hint) and isinstance(hint, type) and choices_of(hint):
             inner = narrow(hint, chosen, f"{option}.")
@@ -131,7 +131,7 @@ def narrow(cls: type, chosen: Mapping[str, type | None], prefix: str = "") -> ty
         "__module__": cls.__module__,
         **{name: default for name, (_, default) in fields.items()},
     }
-    narrowed = dataclasses.dataclass(frozen=True, kw_only=True)(type(cls.__name__, (cls,), namespace))
+    narrowed: type = dataclasses.dataclass(frozen=True, kw_only=True)(type(cls.__name__, (cls,), namespace))
     setattr(narrowed, _ORIGINAL, cls)
     return narrowed
 

@@ -9,15 +9,14 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
-from amago_nets.traj_encoders import FFConfig, GRUConfig, TransformerConfig
-from amago_nets.tstep_encoders import FFTstepEncoderConfig
-from amago_offline.datasets import ReplayConfig
 
 from amago_core.agents import AgentConfig
 from amago_core.errors import AmagoError, ConfigError
 from amago_core.exploration import BilevelEpsilonGreedyConfig, EpsilonGreedyConfig
 from amago_core.learner import LearnerConfig
-
+from amago_nets.traj_encoders import FFConfig, GRUConfig, TransformerConfig
+from amago_nets.tstep_encoders import FFTstepEncoderConfig
+from amago_offline.datasets import ReplayConfig
 
 _AT_LEAST_ONE = (
     "max_seq_len",

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
@@ -16,14 +15,13 @@ import torch
 from gymnasium.vector import VectorEnv
 
 from amago_core.allocator import keep_freed_memory
-from amago_core.checkpoint import Checkpoint, load_checkpoint, save_checkpoint, write_text_atomic
+from amago_core.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from amago_core.config import ExperimentConfig
 from amago_core.errors import AmagoError, CheckpointError, RunDirError
 from amago_core.evaluation import Evaluation, evaluate
 from amago_core.learner import Learner, MetricMeans
 from amago_core.policy import Policy
-from amago_core.progress import ConsoleProgress, headline
-from amago_core.provenance import provenance
+from amago_core.progress import ConsoleProgress, headline, padding_note
 from amago_core.recorder import Recorder
 from amago_core.rollout import Rollout
 from amago_core.run_dir import RunDir, build_agent, load_agent_tensors
@@ -39,9 +37,6 @@ from amago_core.spaces import SpaceAdapter
 from amago_core.state_tree import rng_state, set_rng_state
 from amago_core.trackers import JSONLTracker, MultiTracker, Tracker
 from amago_core.vector_envs import EnvFactory
-
-# Worth a word when not even the longest stored trajectory fills a larger part of a window.
-_MOSTLY_PADDING = 0.25
 
 
 class Experiment:
@@ -284,7 +279,7 @@ class Experiment:
         progress.update(phase="train", phase_done=0, phase_total=config.batches_per_epoch)
         means = MetricMeans()
         for index in range(config.batches_per_epoch):
-            batch = self.dataset.sample(config.batch_size, config.max_seq_len, self._sampler)
+            batch: Any = self.dataset.sample(config.batch_size, config.max_seq_len, self._sampler)
             if config.agent.skip_padding:
                 batch = batch.trim()
             detailed = (self.learner.updates + 1) % config.log_interval == 0
@@ -296,12 +291,9 @@ class Experiment:
         if self._told_of_padding:
             return
         self._told_of_padding = True
-        longest, window = int(self.dataset.table.transitions.max()), self.config.max_seq_len
-        if longest <= _MOSTLY_PADDING * window:
-            progress.print(
-                f"note: no stored trajectory has more than {longest} transitions yet, so that most of each window of "
-                f"max_seq_len={window} is padding"
-            )
+        note = padding_note(int(self.dataset.table.transitions.max()), self.config.max_seq_len)
+        if note:
+            progress.print(note)
 
     def _validate(self, progress: ConsoleProgress) -> dict[str, float]:
         progress.update(phase="validate", phase_done=None, phase_total=None)
@@ -344,7 +336,7 @@ class Experiment:
             self.recorder.flush()
         self.dataset.commit()
         self._jsonl.sync()
-        state = {
+        state: dict[str, Any] = {
             "epoch": self.epoch,
             "frames": self.frames,
             "seconds": self._seconds,
@@ -378,6 +370,8 @@ class Experiment:
             set_rng_state(state["rng"])
         except AmagoError:
             raise
+        except OSError as error:
+            raise RunDirError(f"run_dir {str(self.run.path)!r} cannot be used: {error.strerror or error}") from error
         except (KeyError, TypeError, ValueError, RuntimeError) as error:
             raise CheckpointError(f"checkpoint {checkpoint.path} does not fit this run: {error}") from error
         self._older_state = [state["dataset"]]
@@ -393,16 +387,8 @@ class Experiment:
     def _finish(self, progress: ConsoleProgress) -> dict[str, Any]:
         record = self._validate(progress) if self.config.val_interval else {}
         progress.epoch_end(phase=None)
-        summary = {
-            "epochs": self.epoch,
-            **self._counters(),
-            "seconds": self._seconds,
-            "seed": self.config.seed,
-            **record,
-            "versions": provenance(),
-        }
-        write_text_atomic(self.run.summary, json.dumps(summary, indent=2))
-        return summary
+        totals = {"epochs": self.epoch, **self._counters(), "seconds": self._seconds, "seed": self.config.seed}
+        return self.run.write_summary({**totals, **record})
 
     def close(self) -> None:
         """Release environments, files and the directory; safe to call twice."""

@@ -10,12 +10,12 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
-from amago_nets.sigma_reparam import update_spectral_norms
-from amago_offline.batch import Batch
 from torch import Tensor
 
 from amago_core.agents.base import BaseAgent
 from amago_core.errors import ConfigError
+from amago_nets.sigma_reparam import update_spectral_norms
+from amago_offline.batch import Batch
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,7 +76,7 @@ class LearnerConfig:
 
 
 class MetricMeans:
-    """Means of metrics over many updates, each over those that reported it; nothing waits for the device before `compute`."""
+    """Means of metrics over many updates, each over those that reported it; only `compute` waits for the device."""
 
     def __init__(self) -> None:
         self._sums: dict[str, Tensor] = {}

@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping
 from types import TracebackType
 from typing import Any, TextIO
 
-__all__ = ["ConsoleProgress", "format_duration", "format_value", "headline"]
+__all__ = ["ConsoleProgress", "format_duration", "format_value", "headline", "padding_note"]
 
 _RATED = ("frames", "updates")
 _BAR_FIELDS = frozenset(
@@ -80,6 +80,24 @@ def headline(record: Mapping[str, Any]) -> dict[str, Any]:
     if attempts:
         shown["success_first"], shown["success_last"] = attempts[min(attempts)], attempts[max(attempts)]
     return shown
+
+
+def padding_note(longest: int, window: int) -> str | None:
+    """What to tell people whose training windows are too long for what has been collected.
+
+    Args:
+        longest: transitions of the longest stored trajectory.
+        window: transitions of a training window.
+
+    Returns:
+        A line; None if at least a quarter of some window is filled.
+    """
+    if longest > window / 4:
+        return None
+    return (
+        f"note: no stored trajectory has more than {longest} transitions yet, so that most of each window of "
+        f"max_seq_len={window} is padding"
+    )
 
 
 class ConsoleProgress:

@@ -77,7 +77,7 @@ class Rollout:
 
     @property
     def exact(self) -> bool:
-        """Whether episodes in progress are part of `state_dict`."""
+        """Whether episodes in progress can go on after `load_state_dict`."""
         return self.lane_env.exact
 
     def restart(self, seed: int) -> None:
@@ -168,8 +168,8 @@ class Rollout:
     def state_dict(self) -> dict[str, Any]:
         """What is needed to go on: nested dicts of arrays, tensors and JSON values.
 
-        If the environment cannot be saved (`exact` is False), episodes in progress are not part of it, and `restart`
-        must follow `load_state_dict`.
+        If the environment cannot be saved (`exact` is False), its episodes in progress cannot go on, and `restart`
+        must follow `load_state_dict`; what the recorder holds of them is stored then.
         """
         state: dict[str, Any] = {
             "policy": self.policy.state_dict(),

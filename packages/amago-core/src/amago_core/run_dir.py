@@ -16,9 +16,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from amago_offline.datasets import ReplayDataset
-from amago_offline.schema import Schema
-
 from amago_core import config_json
 from amago_core.agents import Agent
 from amago_core.checkpoint import checkpoint_names, load_checkpoint, write_text_atomic
@@ -27,6 +24,8 @@ from amago_core.errors import CheckpointError, ConfigError, RunDirError
 from amago_core.provenance import provenance
 from amago_core.spaces import SpaceAdapter
 from amago_core.spaces_json import space_from_json
+from amago_offline.datasets import ReplayDataset
+from amago_offline.schema import Schema
 
 _ENV_KEYS = ("observation_space", "action_space", "factory", "val_factory", "validates_in_training_env")
 
@@ -212,6 +211,19 @@ class RunDir:
                 os.rename(self.summary, old)
         except OSError as error:
             raise self._unwritable(error) from error
+
+    def write_summary(self, totals: dict[str, Any]) -> dict[str, Any]:
+        """Write `summary.json`.
+
+        Args:
+            totals: what the run has come to.
+
+        Returns:
+            The totals, with the versions that made them.
+        """
+        summary = {**totals, "versions": provenance()}
+        write_text_atomic(self.summary, json.dumps(summary, indent=2))
+        return summary
 
     def _unwritable(self, error: OSError) -> RunDirError:
         return RunDirError(f"run_dir {str(self.path)!r} cannot be used: {error.strerror or error}")

@@ -12,12 +12,6 @@ import copy
 from dataclasses import dataclass
 
 import torch
-from amago_nets.distributions import DiscreteConfig, DistributionConfig, PolicyDistribution, TanhGaussianConfig
-from amago_nets.heads import ActorConfig, NCriticsConfig
-from amago_nets.specs import ActionSpec, ArraySpec
-from amago_nets.traj_encoders import FFConfig, GRUConfig, TransformerConfig
-from amago_nets.tstep_encoders import FFTstepEncoderConfig
-from amago_offline.batch import Batch
 from torch import Tensor, nn
 
 from amago_core.agents.base import BaseAgent, LossOutput
@@ -31,6 +25,12 @@ from amago_core.losses import td
 from amago_core.losses.filters import BinaryFilterConfig, ExpFilterConfig, LeakyFilterConfig
 from amago_core.losses.masking import masked_mean
 from amago_core.losses.popart import PopArtLayer
+from amago_nets.distributions import DiscreteConfig, DistributionConfig, PolicyDistribution, TanhGaussianConfig
+from amago_nets.heads import ActorConfig, NCriticsConfig
+from amago_nets.specs import ActionSpec, ArraySpec
+from amago_nets.traj_encoders import FFConfig, GRUConfig, TrajEncoder, TransformerConfig
+from amago_nets.tstep_encoders import FFTstepEncoderConfig, TstepEncoder
+from amago_offline.batch import Batch
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -149,8 +149,10 @@ class Agent(BaseAgent):
         traj_encoder: the sequence model.
     """
 
+    gammas: Tensor
+
     def __init__(
-        self, config: AgentConfig, action_spec: ActionSpec, tstep_encoder: nn.Module, traj_encoder: nn.Module
+        self, config: AgentConfig, action_spec: ActionSpec, tstep_encoder: TstepEncoder, traj_encoder: TrajEncoder
     ) -> None:
         super().__init__()
         self.config = config
@@ -178,7 +180,9 @@ class Agent(BaseAgent):
         self.popart = PopArtLayer(len(gammas), enabled=config.popart)
         self.register_buffer("gammas", torch.tensor(gammas, dtype=torch.float32), persistent=False)
         self._filter = config.filter.build()
-        self._values = ListedActionValues() if action_spec.kind == "discrete" else SampledActionValues()
+        self._values: ListedActionValues | SampledActionValues = (
+            ListedActionValues() if action_spec.kind == "discrete" else SampledActionValues()
+        )
 
     @property
     def trains_critics(self) -> bool:
@@ -213,7 +217,16 @@ class Agent(BaseAgent):
         metrics["loss/total"] = total.detach()
         if detailed:
             with torch.no_grad():
-                metrics.update(detailed_metrics(self, batch, rows, terms))
+                metrics.update(
+                    detailed_metrics(
+                        batch,
+                        rows,
+                        terms,
+                        popart=self.popart,
+                        gammas=self.config.trained_gammas,
+                        reward_multiplier=self.config.reward_multiplier,
+                    )
+                )
         return LossOutput(total, metrics)
 
     def _terms(

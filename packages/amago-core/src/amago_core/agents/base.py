@@ -10,12 +10,13 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
+from torch import Tensor, nn
+
 from amago_nets.distributions import DistributionConfig, PolicyDistribution
 from amago_nets.specs import ActionSpec
 from amago_nets.traj_encoders import TrajEncoder
 from amago_nets.tstep_encoders import TstepEncoder
 from amago_offline.batch import Batch
-from torch import Tensor, nn
 
 
 @dataclass(frozen=True)

@@ -6,17 +6,14 @@ Dimensions: `...` rows of transitions (`[B, T]` or `[1, N]`), C critics, G disco
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import torch
-from amago_nets.distributions import PolicyDistribution
-from amago_offline.batch import Batch
 from torch import Tensor
 
 from amago_core.agents.rows import TransitionRows
-
-if TYPE_CHECKING:
-    from amago_core.agents.agent import Agent
+from amago_core.losses.popart import PopArtLayer
+from amago_nets.distributions import PolicyDistribution
+from amago_offline.batch import Batch
 
 
 @dataclass(frozen=True)
@@ -46,8 +43,24 @@ class AgentTerms:
     weights: Tensor | None = None
 
 
-def detailed_metrics(agent: Agent, batch: Batch, rows: TransitionRows, terms: AgentTerms) -> dict[str, Tensor]:
+def detailed_metrics(
+    batch: Batch,
+    rows: TransitionRows,
+    terms: AgentTerms,
+    *,
+    popart: PopArtLayer,
+    gammas: tuple[float, ...],
+    reward_multiplier: float,
+) -> dict[str, Tensor]:
     """Metrics of one batch, rewards and values in the environment's own units.
+
+    Args:
+        batch: the windows.
+        rows: their real transitions.
+        terms: what the loss computed of them.
+        popart: the value normalisation.
+        gammas: the G discounts.
+        reward_multiplier: what values were multiplied by.
 
     Returns:
         Name to `[]` float tensor.
@@ -71,15 +84,16 @@ def detailed_metrics(agent: Agent, batch: Batch, rows: TransitionRows, terms: Ag
         metrics["policy/highest_prob"] = acting.amax(-1).mean()
         metrics["policy/lowest_prob"] = acting.amin(-1).mean()
     if terms.q_taken is not None:
-        metrics.update(_value_metrics(agent, terms, valid))
+        metrics.update(_value_metrics(terms, valid, popart, gammas, reward_multiplier))
     return metrics
 
 
-def _value_metrics(agent: Agent, terms: AgentTerms, valid: Tensor) -> dict[str, Tensor]:
+def _value_metrics(
+    terms: AgentTerms, valid: Tensor, popart: PopArtLayer, gammas: tuple[float, ...], scale: float
+) -> dict[str, Tensor]:
     assert terms.targets is not None and terms.advantage is not None and terms.weights is not None
     assert terms.q_taken is not None
-    scale = agent.config.reward_multiplier
-    q = agent.popart.denormalize(terms.q_taken)[valid] / scale
+    q = popart.denormalize(terms.q_taken)[valid] / scale
     targets = terms.targets[valid] / scale
     advantage, weights = terms.advantage[valid], terms.weights[valid]
     metrics = {
@@ -91,8 +105,8 @@ def _value_metrics(agent: Agent, terms: AgentTerms, valid: Tensor) -> dict[str, 
         "filter/mean": weights.mean(),
         "filter/max": weights.max(),
         "filter/min": weights.min(),
-        **{f"popart/{name}": value for name, value in agent.popart.summary().items()},
+        **{f"popart/{name}": value for name, value in popart.summary().items()},
     }
-    for index, gamma in enumerate(agent.config.trained_gammas):
+    for index, gamma in enumerate(gammas):
         metrics[f"q/mean_gamma_{gamma:g}"] = q[..., index].mean()
     return metrics

@@ -9,9 +9,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
-from amago_nets.distributions import PolicyDistribution
 from torch import Tensor, nn
 from torch.func import functional_call
+
+from amago_nets.distributions import Discrete, PolicyDistribution
 
 
 @dataclass(frozen=True)
@@ -32,7 +33,7 @@ class ListedActionValues:
 
     def target(self, critics: nn.Module, state: Tensor, policy: PolicyDistribution, num_samples: int) -> Tensor:
         """Expected value of `policy` at `state` `[..., D]`, as `[..., C, G]`."""
-        return (critics(state) * policy.probs.unsqueeze(-3)).sum(-1)
+        return (critics(state) * _probs(policy)).sum(-1)
 
     def evaluate(
         self, critics: nn.Module, state: Tensor, action: Tensor, policy: PolicyDistribution, num_samples: int
@@ -44,8 +45,14 @@ class ListedActionValues:
         """
         q_all = critics(state)
         index = action.clamp(min=0)[..., None, None, None].expand(*q_all.shape[:-1], 1)
-        v_policy = (q_all.detach() * policy.probs.unsqueeze(-3)).sum(-1)
+        v_policy = (q_all.detach() * _probs(policy)).sum(-1)
         return StateValues(q_taken=q_all.gather(-1, index).squeeze(-1), v_policy=v_policy)
+
+
+def _probs(policy: PolicyDistribution) -> Tensor:
+    """`[..., 1, G, A]`: the same for every critic."""
+    assert isinstance(policy, Discrete)
+    return policy.probs.unsqueeze(-3)
 
 
 class SampledActionValues:

@@ -40,7 +40,7 @@ class TrajEncoder(nn.Module):
         """Encodes windows.
 
         Args:
-            x: `[B, L, D]`.
+            x: `[B, L, D]`, finite, under padding as well.
             time_idx: `[B, L]` int64, time since the episode began.
             reset: `[B, L]` bool; True starts an episode: that timestep sees nothing before it. None: no reset.
             state: memory to go on from; the lanes are the batch. None: nothing was seen before.
