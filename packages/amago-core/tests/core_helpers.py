@@ -8,6 +8,9 @@ from typing import Any
 import gymnasium as gym
 import numpy as np
 import torch
+from gymnasium.vector import AutoresetMode, SyncVectorEnv, VectorEnv
+from tensordict import TensorDict
+
 from amago_core.agents import Agent, AgentConfig
 from amago_core.policy import Policy
 from amago_core.spaces import SpaceAdapter
@@ -16,8 +19,6 @@ from amago_nets.specs import ActionSpec, ArraySpec
 from amago_nets.traj_encoders import FFConfig, GRUConfig, TransformerConfig
 from amago_nets.tstep_encoders import FFTstepEncoderConfig
 from amago_offline.batch import Batch
-from gymnasium.vector import AutoresetMode, SyncVectorEnv, VectorEnv
-from tensordict import TensorDict
 
 ENCODERS = {
     "transformer": TransformerConfig(d_model=16, n_layers=2, n_heads=2, dropout_ff=0.0, dropout_emb=0.0),

@@ -7,9 +7,10 @@ from typing import Any
 import gymnasium as gym
 import numpy as np
 import pytest
-from amago_core.evaluation import Evaluation, evaluate
 from core_helpers import make_policy, trace_envs
 from gymnasium.vector import AutoresetMode
+
+from amago_core.evaluation import Evaluation, evaluate
 
 MODES = list(AutoresetMode)
 LIMITS = [(3, 2), (1, 4), (9,)]

@@ -7,11 +7,12 @@ from typing import Any
 import gymnasium as gym
 import numpy as np
 import pytest
+from core_helpers import TraceEnv, trace_envs
+from gymnasium.vector import AutoresetMode, SyncVectorEnv, VectorEnv
+
 from amago_core.errors import CheckpointError, EnvError
 from amago_core.lane_env import LaneEnv
 from amago_core.spaces import SpaceAdapter
-from core_helpers import TraceEnv, trace_envs
-from gymnasium.vector import AutoresetMode, SyncVectorEnv, VectorEnv
 
 LIMITS = [(3, 2), (1, 4), (5,)]
 MODES = list(AutoresetMode)

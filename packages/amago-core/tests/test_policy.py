@@ -8,13 +8,14 @@ import gymnasium as gym
 import numpy as np
 import pytest
 import torch
+from core_helpers import TraceEnv, make_agent, make_agent_for
+from tensordict import TensorDict
+
 from amago_core.agents import Agent
 from amago_core.errors import EnvError
 from amago_core.policy import Policy
 from amago_core.spaces import SpaceAdapter
 from amago_offline.batch import Batch
-from core_helpers import TraceEnv, make_agent, make_agent_for
-from tensordict import TensorDict
 
 OBS = gym.spaces.Box(-10, 10, (3,), np.float32)
 ADAPTERS = {

@@ -6,6 +6,7 @@ import json
 
 import numpy as np
 import pytest
+
 from amago_core.errors import CheckpointError
 from amago_core.recorder import Recorder
 from amago_core.state_tree import flatten_tensors, unflatten
@@ -15,7 +16,7 @@ SCHEMA = Schema(obs={"observation": Field((1,), "int32")}, action=Field((), "int
 
 
 class Lanes:
-    """Feeds a recorder: lane `l` sees observation `1000 * l + 100 * episode + t` and gets reward `t` for action `t % 4`."""
+    """Feeds a recorder: lane `l` sees `1000 * l + 100 * episode + t` and gets reward `t + 1` for action `t % 4`."""
 
     def __init__(self, recorder: Recorder) -> None:
         self.recorder = recorder

@@ -9,6 +9,9 @@ from typing import Any
 import gymnasium as gym
 import numpy as np
 import pytest
+from core_helpers import TraceEnv, make_policy, trace_envs
+from gymnasium.vector import AutoresetMode, SyncVectorEnv, VectorEnv
+
 from amago_core.errors import CheckpointError, EnvError
 from amago_core.exploration import EpsilonGreedyConfig
 from amago_core.policy import Policy
@@ -17,8 +20,6 @@ from amago_core.rollout import Rollout, RolloutStats
 from amago_core.state_tree import flatten_tensors, unflatten
 from amago_core.vector_envs import EnvFactory
 from amago_offline.schema import Trajectory
-from core_helpers import TraceEnv, make_policy, trace_envs
-from gymnasium.vector import AutoresetMode, SyncVectorEnv, VectorEnv
 
 LIMITS = [(3, 2), (1, 4), (5,)]
 MODES = list(AutoresetMode)
@@ -248,7 +249,7 @@ def test_exploration_sees_real_steps_only_and_its_actions_are_remembered() -> No
 
 def lakes(lanes: int = 3) -> VectorEnv:
     pytest.importorskip("amago_envs")
-    settings = {"size": 3, "k_attempts": 3, "max_attempt_steps": 4, "hard_mode": True}
+    settings = {"size": 3, "k_attempts": 3, "max_attempt_steps": 4, "recover_mode": True}
     return gym.make_vec("amago_envs:MetaFrozenLake-v1", num_envs=lanes, **settings)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+
 from amago_core.seeding import child_seed, numpy_generator, torch_generator
 
 

@@ -6,9 +6,10 @@ import json
 
 import numpy as np
 import pytest
+from gymnasium import spaces
+
 from amago_core.errors import EnvError
 from amago_core.spaces_json import space_from_json, space_to_json
-from gymnasium import spaces
 
 LARGEST = np.finfo(np.float32).max
 SPACES = [

@@ -9,10 +9,11 @@ from typing import Any
 import gymnasium as gym
 import numpy as np
 import pytest
-from amago_core.errors import EnvError
-from amago_core.vector_envs import EnvFactory, autoreset_mode, metrics_of, supports_state
 from core_helpers import TraceEnv, trace_envs
 from gymnasium.vector import AsyncVectorEnv, AutoresetMode, SyncVectorEnv, VectorEnv, VectorWrapper
+
+from amago_core.errors import EnvError
+from amago_core.vector_envs import EnvFactory, autoreset_mode, metrics_of, supports_state
 
 LAKES = "amago_envs:MetaFrozenLake-v1"
 pytest.importorskip("amago_envs")
