@@ -44,8 +44,8 @@ TINY = {
 OURS = WHEELS / "constraints.txt"
 _wheels: dict[str, Path] = {}
 
-# One thread: tests use tensors too small for more, and timings stay comparable.
-ONE_THREAD = {"OMP_NUM_THREADS": "1"}
+# One thread: tests use tensors too small for more. Compiled code is never taken from, or left for, anybody else.
+TEST_ENV = {"OMP_NUM_THREADS": "1", "TORCHINDUCTOR_CACHE_DIR": str(SHARED / "inductor")}
 
 nox.needs_version = ">=2025.2.9"
 nox.options.default_venv_backend = "venv"
@@ -108,6 +108,14 @@ def install(session: nox.Session, *requirements: str, torch: bool = True, versio
     session.install("--quiet", "-c", str(versions), "-c", str(OURS), *files)
 
 
+def scratch(session: nox.Session) -> Path:
+    """An empty folder of the session."""
+    folder = Path(session.virtualenv.location).resolve() / "scratch"
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir()
+    return folder
+
+
 def tools(session: nox.Session, *requirements: str) -> None:
     """Install tools that need none of our packages."""
     session.install("--quiet", "-c", str(CONSTRAINTS), *requirements)
@@ -142,7 +150,7 @@ def test(session: nox.Session, package: str) -> None:
     """Run the tests of one package where only what it declares is installed."""
     extras = "plot,test" if package == "amago-core" else "test"  # That plots are optional, its smoke test shows.
     install(session, f"{package}[{extras}]", torch="torch" in BRINGS[package])
-    session.run("pytest", f"packages/{package}/tests", *session.posargs, env=ONE_THREAD)
+    session.run("pytest", f"packages/{package}/tests", *session.posargs, env=TEST_ENV)
 
 
 @nox.session
@@ -159,7 +167,8 @@ def wheels(session: nox.Session, package: str) -> None:
 
     install(session, package, torch="torch" in BRINGS[package])
     # What pip would bring into an empty environment: asked of pip, because torch is linked into this one.
-    report = Path(session.create_tmp()) / "report.json"
+    folder = scratch(session)
+    report = folder / "report.json"
     pip = ["python", "-m", "pip", "install", "--quiet", "--dry-run", "--ignore-installed", "--report", str(report)]
     session.run_install(*pip, "-c", str(CONSTRAINTS), "-c", str(OURS), package, silent=True)
     brought = {item["metadata"]["name"].lower() for item in json.loads(report.read_text())["install"]}
@@ -168,7 +177,7 @@ def wheels(session: nox.Session, package: str) -> None:
         session.error(f"{package} brings {sorted(ours)}, and should bring {sorted(BRINGS[package])}")
     session.log(f"{package} brings {', '.join(sorted(brought))}")
 
-    with session.chdir(session.create_tmp()):  # Away from the checkout: only what is installed can be imported.
+    with session.chdir(folder):  # Away from the checkout: only what is installed can be imported.
         session.run("python", str(ROOT / "tests" / "smoke" / f"{package}.py"))
 
 
@@ -176,20 +185,20 @@ def wheels(session: nox.Session, package: str) -> None:
 def integration(session: nox.Session) -> None:
     """Run the tests that cross packages."""
     install(session, "amago-core[plot,test]", "amago-envs[test]")
-    session.run("pytest", "tests", *session.posargs, env=ONE_THREAD)
+    session.run("pytest", "tests", *session.posargs, env=TEST_ENV)
 
 
 @nox.session
 def examples(session: nox.Session) -> None:
     """Run every example as a user would, on a tiny budget."""
     install(session, "amago-core[plot]", "amago-envs")
+    folder = scratch(session)
     for example in sorted((ROOT / "examples").glob("[0-9]*.py")):
         if example.name not in TINY:
             session.error(f"{example.name} has no tiny budget: add its arguments to TINY in noxfile.py")
-        out = Path(session.create_tmp()) / example.stem
-        shutil.rmtree(out, ignore_errors=True)
+        out = folder / example.stem
         for arguments in TINY[example.name]:
-            session.run("python", str(example), *arguments.format(out=out).split())
+            session.run("python", str(example), *arguments.format(out=out).split(), env=TEST_ENV)
 
 
 @nox.session(default=False, reuse_venv=True)
@@ -201,13 +210,14 @@ def demo(session: nox.Session) -> None:
         names = ("demo" if count == 1 else f"demo-{count}" for count in itertools.count(1))
         arguments += ["--out", next(out for name in names if not Path(out := f"runs/{name}").exists())]
     session.run("python", "examples/00_meta_frozen_lake.py", *arguments)
+    session.log("For the commands above: . .nox/demo/bin/activate")
 
 
 @nox.session(default=False)
 def learn(session: nox.Session) -> None:
     """Run the slow checks that agents learn (tests/learn)."""
     install(session, "amago-core[plot,test]", "amago-envs[test]")
-    session.run("pytest", "tests/learn", *session.posargs, env=ONE_THREAD)
+    session.run("pytest", "tests/learn", *session.posargs, env=TEST_ENV)
 
 
 @nox.session(default=False)
@@ -232,7 +242,7 @@ def minimums(session: nox.Session) -> None:
     everything = [f"{name}[test]" for name in PACKAGES]
     install(session, *everything, "amago-core[plot]", torch=False, versions=ROOT / "constraints" / "minimums.txt")
     for name in PACKAGES:
-        session.run("pytest", f"packages/{name}/tests", *session.posargs, env=ONE_THREAD)
+        session.run("pytest", f"packages/{name}/tests", *session.posargs, env=TEST_ENV)
 
 
 @nox.session(default=False)

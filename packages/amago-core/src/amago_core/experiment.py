@@ -248,6 +248,7 @@ class Experiment:
         if epoch >= config.start_collecting_at and config.rollout_steps_per_epoch:
             progress.update(phase="collect", phase_done=None, phase_total=None)
             record.update(self._collect())
+            progress.update(frames=self.frames)
         record.update({f"buffer/{k}": v for k, v in self.dataset.end_of_collection(epoch).items()})
         training = time.perf_counter()
         if epoch >= config.start_learning_at and config.batches_per_epoch and self.dataset.ready:
