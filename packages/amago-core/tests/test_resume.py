@@ -17,9 +17,11 @@ from amago_core.checkpoint import checkpoint_names
 from amago_core.errors import CheckpointError, EnvError, RunDirError
 from amago_core.learner import Learner
 
+SMALL = {"rollout_steps_per_epoch": 24, "batches_per_epoch": 2}
+
 
 def run(kind: str, run_dir: str, settings: dict[str, Any]) -> None:
-    start(kind, tiny_config(run_dir, **settings)).learn()
+    start(kind, tiny_config(run_dir, **SMALL, **settings)).learn()
 
 
 @pytest.fixture(scope="module")
@@ -45,7 +47,7 @@ def kill_and_resume(tmp_path: Path, moment: str, occurrence: int, kind: str, **s
     return run_dir
 
 
-# With 2 lanes and 40 steps, epoch 1 begins with the 40th step of the policy and the 3rd update.
+# Epoch 1 begins with update 2, epoch 2 with update 4.
 @pytest.mark.parametrize(
     ("moment", "occurrence"),
     [
@@ -54,7 +56,7 @@ def kill_and_resume(tmp_path: Path, moment: str, occurrence: int, kind: str, **s
         ("collecting", 55),
         ("collected", 1),
         ("evicting", 1),
-        ("training", 4),
+        ("training", 3),
         ("validating", 1),
         ("epoch logged", 2),
         ("checkpoint half written", 2),
@@ -73,7 +75,7 @@ def test_killed_at_every_moment(tmp_path, reference, moment, occurrence):
 
 
 @pytest.mark.parametrize("kind", ["cartpole", "walk"])
-@pytest.mark.parametrize(("moment", "occurrence"), [("training", 7), ("checkpoint not yet in place", 1)])
+@pytest.mark.parametrize(("moment", "occurrence"), [("training", 5), ("checkpoint not yet in place", 1)])
 def test_killed_between_rare_checkpoints(tmp_path, reference, kind, moment, occurrence):
     settings = {"ckpt_interval": 2, "encoder": "transformer"}
     run_dir = kill_and_resume(tmp_path, moment, occurrence, kind, **settings)
@@ -105,12 +107,12 @@ def test_ctrl_c_leaves_a_run_that_can_be_resumed(tmp_path, reference, monkeypatc
 
     def interrupted(self: Learner, *args: Any, **kwargs: Any) -> Any:
         seen.append(1)
-        if len(seen) == 5:
+        if len(seen) == 4:
             raise KeyboardInterrupt
         return update(self, *args, **kwargs)
 
     monkeypatch.setattr(Learner, "update", interrupted)
-    experiment = start("cartpole", tiny_config(tmp_path / "run"))
+    experiment = start("cartpole", tiny_config(tmp_path / "run", **SMALL))
     with pytest.raises(KeyboardInterrupt):
         experiment.learn()
     with pytest.raises(RunDirError, match=r"closed: Experiment.resume\('.*run'\) goes on"):
@@ -123,7 +125,7 @@ def test_ctrl_c_leaves_a_run_that_can_be_resumed(tmp_path, reference, monkeypatc
 def test_damaged_newest_checkpoint_falls_back(tmp_path, reference, kind):
     """Also where the older state needs trajectories that were evicted since."""
     run_dir = tmp_path / "run"
-    kill_at("training", 6, tmp_path / "marker", run, kind, str(run_dir), {})
+    kill_at("training", 4, tmp_path / "marker", run, kind, str(run_dir), {})
     newest, older = checkpoint_names(run_dir / "checkpoints")
     tensors = run_dir / "checkpoints" / newest / "tensors.safetensors"
     tensors.write_bytes(tensors.read_bytes()[:-1])
@@ -169,7 +171,7 @@ def _extend(run_dir: str) -> None:
 
 def test_a_run_in_use_is_left_alone(tmp_path, reference):
     run_dir, marker = tmp_path / "run", tmp_path / "marker"
-    process = begin(run, "cartpole", str(run_dir), {}, moment="training", occurrence=4, marker=marker)
+    process = begin(run, "cartpole", str(run_dir), {}, moment="training", occurrence=3, marker=marker)
     while not marker.exists():
         time.sleep(0.005)
     before = (run_dir / "metrics.jsonl").read_bytes()

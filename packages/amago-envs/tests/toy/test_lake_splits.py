@@ -7,6 +7,7 @@ import itertools
 import gymnasium
 import numpy as np
 import pytest
+
 from amago_envs import MetaFrozenLake, MetaFrozenLakeVector
 from amago_envs.toy import lakes
 from amago_envs.toy.planner import FrozenLakePlanner

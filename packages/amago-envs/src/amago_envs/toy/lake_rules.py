@@ -65,7 +65,7 @@ class LakeRules:
         if self.split not in SPLITS:
             raise ValueError(f"split: {self.split!r}, allowed: one of {SPLITS}")
         if self.split != "all" and self.size < 3:
-            raise ValueError(f"split: {self.split!r} with size {self.size}, allowed: \"all\" for so few maps")
+            raise ValueError(f'split: {self.split!r} with size {self.size}, allowed: "all" for so few maps')
 
     @property
     def step_limit(self) -> int:
