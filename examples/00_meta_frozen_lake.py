@@ -51,7 +51,8 @@ class Options:
 
     Attributes:
         preset: "cpu" learns in minutes on two cores; "paper" has the original's settings and wants a GPU.
-        traj_encoder: the sequence model; "ff" has no memory and cannot learn to learn.
+        traj_encoder: the sequence model; "ff" has no memory at all (its last action and reward are hidden from it too)
+            and cannot learn to learn.
         lake_size: tiles along one side of the lake; None takes the preset's (cpu 4, paper 5).
         attempts: attempts on each lake; None takes the preset's (cpu 5, paper 10).
         hard_mode: crumbling ice, noisy positions, sometimes swapped actions.
@@ -109,6 +110,23 @@ def traj_encoder_config(name: TrajEncoderName, width: int, layers: int, heads: i
             return FFConfig(d_model=width, n_layers=layers)
 
 
+def tstep_encoder_config(options: Options, width: int) -> FFTstepEncoderConfig:
+    """Embeds one timestep.
+
+    Its last action and reward are a memory of one timestep, enough for "win, stay; lose, shift" at the start of an
+    attempt: a policy that is to have no memory must not see them.
+    """
+    memoryless = options.traj_encoder == "ff"
+    return FFTstepEncoderConfig(
+        n_layers=1,
+        d_hidden=width,
+        d_output=64,
+        normalize_inputs=False,
+        hide_prev_action=memoryless,
+        hide_prev_reward=memoryless,
+    )
+
+
 def lifetime(options: Options) -> int:
     """Steps of the longest possible rollout: all attempts run into their time limit."""
     return options.attempts * options.lake_size**2 * (2 if options.hard_mode else 1)
@@ -121,7 +139,7 @@ def cpu_preset(options: Options) -> ExperimentConfig:
         run_dir=run_dir(options),
         seed=options.seed,
         max_seq_len=steps,
-        tstep_encoder=FFTstepEncoderConfig(n_layers=1, d_hidden=64, d_output=64, normalize_inputs=False),
+        tstep_encoder=tstep_encoder_config(options, width=64),
         traj_encoder=traj_encoder_config(options.traj_encoder, width=64, layers=2, heads=4),
         agent=AgentConfig(
             gamma=0.98,
@@ -156,7 +174,7 @@ def paper_preset(options: Options) -> ExperimentConfig:
         run_dir=run_dir(options),
         seed=options.seed,
         max_seq_len=steps,
-        tstep_encoder=FFTstepEncoderConfig(n_layers=1, d_hidden=128, d_output=64, normalize_inputs=False),
+        tstep_encoder=tstep_encoder_config(options, width=128),
         traj_encoder=encoder,
         agent=AgentConfig(tau=0.004),
         replay=ReplayConfig(max_trajectories=12_500),
