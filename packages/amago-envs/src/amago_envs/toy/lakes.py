@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-import zlib
+import hashlib
 from collections.abc import Sequence
 from typing import Any
 
@@ -14,7 +14,11 @@ import numpy as np
 START, FROZEN, HOLE, GOAL = 0, 1, 2, 3
 LETTERS = "SFHG"
 FROZEN_PROBABILITY = 0.8
-HELD_OUT_ONE_IN = 5
+HELD_OUT_OF_256 = 51
+# Few 4x4 lakes make up most of what is drawn, so where the likeliest ones fall decides how hard each part is. Of 6,000
+# keys this one makes the held-out lakes most alike to all of them: a fixed shortest route is safe on 0.381 of them on
+# average (0.382 of all lakes), and no route differs by more than 0.04.
+SPLIT_KEY = (4409).to_bytes(4, "little")
 
 BoolArray = np.ndarray[Any, np.dtype[np.bool_]]
 TileArray = np.ndarray[Any, np.dtype[np.uint8]]
@@ -85,7 +89,8 @@ def held_out(passable: BoolArray) -> BoolArray:
         `[M]` bool, decided by a checksum of the map alone.
     """
     packed = np.packbits(passable, axis=1)
-    return np.array([zlib.crc32(bits.tobytes()) % HELD_OUT_ONE_IN == 0 for bits in packed], dtype=np.bool_)
+    digests = (hashlib.blake2b(bits.tobytes(), digest_size=1, key=SPLIT_KEY).digest()[0] for bits in packed)
+    return np.fromiter((digest < HELD_OUT_OF_256 for digest in digests), np.bool_, len(packed))
 
 
 def _flood(free: int, start: int, goal: int, row: int) -> bool:
