@@ -252,7 +252,7 @@ class Agent(BaseAgent):
         q_taken, v_policy = self.popart.head(values.q_taken), self.popart.head(values.v_policy)
         critic_loss = critic_losses.squared_error(q_taken, self.popart.normalize(targets))
 
-        advantage = (q_taken.detach() - v_policy.detach()).mean(-2)
+        advantage = actor_losses.advantages(q_taken, v_policy)
         weights = torch.ones_like(advantage) if config.fake_filter else self._filter(advantage)
         actor_loss = torch.zeros_like(log_prob)
         if config.online_coeff > 0:

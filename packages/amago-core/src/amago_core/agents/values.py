@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
+from amago_core.losses.critic import discrete_action_values, discrete_state_values
 from amago_nets.distributions import Discrete, PolicyDistribution
 
 
@@ -33,7 +34,7 @@ class ListedActionValues:
 
     def target(self, critics: nn.Module, state: Tensor, policy: PolicyDistribution, num_samples: int) -> Tensor:
         """Expected value of `policy` at `state` `[..., D]`, as `[..., C, G]`."""
-        return (critics(state) * _probs(policy)).sum(-1)
+        return discrete_state_values(critics(state), _probs(policy))
 
     def evaluate(
         self, critics: nn.Module, state: Tensor, action: Tensor, policy: PolicyDistribution, num_samples: int
@@ -44,15 +45,15 @@ class ListedActionValues:
         critics, fed a detached state, would return.
         """
         q_all = critics(state)
-        index = action.clamp(min=0)[..., None, None, None].expand(*q_all.shape[:-1], 1)
-        v_policy = (q_all.detach() * _probs(policy)).sum(-1)
-        return StateValues(q_taken=q_all.gather(-1, index).squeeze(-1), v_policy=v_policy)
+        return StateValues(
+            q_taken=discrete_action_values(q_all, action),
+            v_policy=discrete_state_values(q_all.detach(), _probs(policy)),
+        )
 
 
 def _probs(policy: PolicyDistribution) -> Tensor:
-    """`[..., 1, G, A]`: the same for every critic."""
     assert isinstance(policy, Discrete)
-    return policy.probs.unsqueeze(-3)
+    return policy.probs
 
 
 class SampledActionValues:
