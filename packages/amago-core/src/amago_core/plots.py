@@ -328,11 +328,14 @@ def _draw_return(axis: Any, rows: Sequence[Mapping[str, Any]], x_key: str, key: 
 def _updates_on_top(axis: Any, rows: Sequence[Mapping[str, Any]], x_key: str, updates_key: str) -> bool:
     """A second scale: the updates that had been made at the frames below."""
     frames, updates = _series(rows, x_key, updates_key)
-    if frames.size < 2:
+    if frames.size < 2 or updates[-1] <= updates[0]:
         return False
-    ticks = [tick for tick in axis.get_xticks() if frames.min() <= tick <= frames.max()]
+    from matplotlib.ticker import MaxNLocator
+
+    round_counts = MaxNLocator(nbins=6, steps=[1, 2, 5, 10], integer=True).tick_values(updates[0], updates[-1])
+    counts = [count for count in round_counts if updates[0] <= count <= updates[-1]]
     top = axis.secondary_xaxis("top")
-    top.set_xticks(ticks, [_short(value) for value in np.interp(ticks, frames, updates)])
+    top.set_xticks(np.interp(counts, updates, frames), [_short(count) for count in counts])
     top.spines["top"].set_visible(False)
     top.tick_params(labelsize=8, colors=_GREY, length=0)
     top.set_xlabel("gradient updates", fontsize=8, color=_GREY, labelpad=4)
