@@ -57,6 +57,7 @@ def assert_same(ours: list[Trajectory], theirs: list[Trajectory]) -> None:
             left, right = getattr(a, name), getattr(b, name)
             assert left.dtype == right.dtype and np.array_equal(left, right), name
         assert all(np.array_equal(a.obs[key], b.obs[key]) for key in a.obs)
+        assert a.meta == b.meta
 
 
 @pytest.mark.parametrize(
@@ -82,6 +83,20 @@ def test_worked_example(flags: tuple[int, int], expected: tuple[bool, bool]) -> 
     assert trajectory.terminated.tolist() == [False] * 4 + [expected[0]]
     assert trajectory.truncated.tolist() == [False] * 4 + [expected[1]]
     trajectory.conform(SCHEMA)
+
+
+def test_trajectories_say_where_they_come_from() -> None:
+    lanes, stored = recording(2, max_transitions=2)
+    lanes.begin(0, 1)
+    for _ in range(3):
+        lanes.add(0, 1)
+    lanes.recorder.policy_version = 7
+    lanes.add(0, 1, terminated=(1,))
+    lanes.begin(1)
+    lanes.add(1, terminated=(1,))
+    meta = [tuple(t.meta[key] for key in ("lane", "episode", "snippet", "policy_version")) for t in stored]
+    assert meta == [(0, 0, 0, 0), (1, 0, 0, 0), (0, 0, 1, 7), (1, 0, 1, 7), (1, 1, 0, 7)]
+    json.dumps(stored[0].meta)
 
 
 def test_lanes_are_recorded_apart() -> None:

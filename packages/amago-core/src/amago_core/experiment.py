@@ -270,6 +270,7 @@ class Experiment:
         return {"frames": self.frames, "updates": self.learner.updates}
 
     def _collect(self) -> dict[str, float]:
+        self.recorder.policy_version = self.learner.updates
         stats = self.rollout.collect(self.config.rollout_steps_per_epoch)
         self.frames += stats.frames
         self.dataset.commit()

@@ -28,6 +28,9 @@ class Recorder:
     transition is stored once and none is lost. Cuts at fixed places would never show training a window across them,
     which is why the lengths of snippets can vary.
 
+    The `meta` of a trajectory says where it comes from: `lane`, `episode` (of the lane, from 0), `snippet` (of the
+    episode, from 0) and `policy_version`.
+
     Args:
         schema: columns of a timestep.
         lanes: N.
@@ -36,6 +39,9 @@ class Recorder:
         stagger: W, usually the length of training windows; if S is more than W, the length of every snippet is drawn
             uniformly from the integers `S - W` to `S + W`. 0 always takes S.
         seed: of these draws.
+
+    Attributes:
+        policy_version: updates behind the policy that acts, stored with what it collects; set by whoever changes it.
     """
 
     def __init__(
@@ -61,7 +67,10 @@ class Recorder:
         # 0 rows: the lane awaits `begin`.
         self._rows = np.zeros(lanes, np.int64)
         self._limit = np.full(lanes, _UNLIMITED)
+        self._episode = np.full(lanes, -1, np.int64)
+        self._snippet = np.zeros(lanes, np.int64)
         self._columns = self._allocate(_START_ROWS)
+        self.policy_version = 0
 
     def begin(self, lanes: np.ndarray, obs: dict[str, np.ndarray], none_action: np.ndarray) -> None:
         """First timestep of an episode; what the lanes held before is forgotten.
@@ -73,6 +82,8 @@ class Recorder:
         """
         self._rows[lanes] = 0
         self._limit[lanes] = self._draw_limits(len(lanes))
+        self._episode[lanes] += 1
+        self._snippet[lanes] = 0
         zeros = np.zeros(len(lanes), np.float32)
         false = np.zeros(len(lanes), bool)
         self._write(lanes, obs, none_action, zeros, false, false, np.zeros(len(lanes), np.int64))
@@ -134,6 +145,8 @@ class Recorder:
         return {
             "rows": self._rows.copy(),
             "limit": self._limit.copy(),
+            "episode": self._episode.copy(),
+            "snippet": self._snippet.copy(),
             "generator": copy.deepcopy(dict(self._rng.bit_generator.state)),
             "columns": columns,
         }
@@ -151,6 +164,8 @@ class Recorder:
             )
         self._rows = np.array(state["rows"], np.int64)
         self._limit = np.array(state["limit"], np.int64)
+        self._episode = np.array(state["episode"], np.int64)
+        self._snippet = np.array(state["snippet"], np.int64)
         self._rng.bit_generator.state = copy.deepcopy(dict(state["generator"]))
         longest = int(self._rows.max(initial=0))
         self._columns = self._allocate(max(_START_ROWS, longest))
@@ -209,7 +224,13 @@ class Recorder:
         rows = int(self._rows[lane])
         part = {name: column[lane, :rows].copy() for name, column in self._columns.items()}
         obs = {key: part.pop(f"obs/{key}") for key in self.schema.obs}
-        self.sink(Trajectory(obs=obs, meta={}, **part))
+        meta = {
+            "lane": lane,
+            "episode": int(self._episode[lane]),
+            "snippet": int(self._snippet[lane]),
+            "policy_version": self.policy_version,
+        }
+        self.sink(Trajectory(obs=obs, meta=meta, **part))
 
     def _continue_snippet(self, lane: int) -> None:
         """The last timestep of a snippet is the first one of the next."""
@@ -217,4 +238,5 @@ class Recorder:
         for column in self._columns.values():
             column[lane, 0] = column[lane, last]
         self._rows[lane] = 1
+        self._snippet[lane] += 1
         self._limit[lane] = self._draw_limits(1)[0]
