@@ -152,7 +152,7 @@ def cpu_preset(options: Options) -> ExperimentConfig:
         exploration=EpsilonGreedyConfig(steps_anneal=2_000),
         replay=ReplayConfig(max_trajectories=20_000),
         parallel_lanes=32,
-        epochs=options.epochs or 60,
+        epochs=options.epochs or 80,
         rollout_steps_per_epoch=steps,
         batches_per_epoch=100,
         batch_size=32,
