@@ -22,9 +22,8 @@ def train(out: Path, *arguments: str) -> tuple[list[float], list[float]]:
 
 
 @pytest.mark.parametrize("seed", [0, 1, 2])
-@pytest.mark.parametrize("encoder", ["transformer", "gru"])
-def test_memory_learns_to_learn(tmp_path: Path, seed: int, encoder: str) -> None:
-    success, returns = train(tmp_path / "run", "--seed", str(seed), "--traj-encoder", encoder)
+def test_memory_learns_to_learn(tmp_path: Path, seed: int) -> None:
+    success, returns = train(tmp_path / "run", "--seed", str(seed), "--traj-encoder", "transformer")
     assert success[-1] >= 0.85
     assert success[-1] >= success[0] + 0.30
     assert sum(success) >= 3.3
