@@ -80,7 +80,7 @@ def main() -> None:
         curves,
         "Success per attempt on lakes never trained on",
         subtitle=f"MetaFrozenLake 4x4, {args.seeds} seeds, {settings['n_eval']:,} lakes each",
-        interval="Bars: lowest and highest seed",
+        interval="lowest and highest seed",
     )
     print(f"saved {picture}")
 
