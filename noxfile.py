@@ -222,7 +222,7 @@ def learn(session: nox.Session) -> None:
 
 @nox.session(default=False)
 def bench(session: nox.Session) -> None:
-    """Run the benchmarks and save their JSON (`nox -s bench -- NAME...` picks; name demo_seeds, which takes longest)."""
+    """Run the benchmarks and save their JSON (`nox -s bench -- NAME...` picks; demo_seeds runs only when named)."""
     install(session, "amago-core[plot]", "amago-envs")
     scripts = sorted((ROOT / "benchmarks").glob("[!_]*.py"))
     names = [script.stem for script in scripts]
