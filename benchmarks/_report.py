@@ -17,8 +17,9 @@ def report(name: str, rows: list[dict[str, Any]], out: str | None, *, settings: 
         name: of the benchmark.
         rows: one dictionary per line, all with the same keys.
         out: file to write, or a directory that gets `<name>.json`; None writes nothing.
-        settings: what the numbers depend on.
+        settings: what the numbers depend on; `out`, which they do not depend on, is left out.
     """
+    settings = {name: value for name, value in settings.items() if name != "out"}
     columns = list(rows[0])
     cells = [[_text(row[column]) for column in columns] for row in rows]
     widths = [max(len(column), *(len(line[i]) for line in cells)) for i, column in enumerate(columns)]
