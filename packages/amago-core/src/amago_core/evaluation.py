@@ -12,6 +12,7 @@ from typing import Any, Protocol
 import numpy as np
 from gymnasium.vector import VectorEnv
 
+from amago_core import interrupts
 from amago_core.lane_env import LaneEnv
 
 
@@ -92,6 +93,7 @@ def evaluate(
     metrics: dict[str, list[float]] = defaultdict(list)
     steps = 0
     while (finished < episodes_per_lane).any() and (max_steps is None or steps < max_steps):
+        interrupts.check()
         steps += 1
         step = lane_env.step(policy.act(obs, reward))
         counted = (finished < episodes_per_lane) & step.stepped

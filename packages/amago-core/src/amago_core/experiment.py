@@ -14,6 +14,7 @@ import gymnasium as gym
 import torch
 from gymnasium.vector import VectorEnv
 
+from amago_core import interrupts
 from amago_core.allocator import keep_freed_memory
 from amago_core.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from amago_core.config import ExperimentConfig
@@ -220,13 +221,13 @@ class Experiment:
             What `summary.json` holds.
 
         Raises:
-            KeyboardInterrupt: passed on after everything is closed; the run can be resumed.
+            KeyboardInterrupt: after Ctrl-C, between two steps and with everything closed; the run can be resumed.
             RunDirError: if `learn` or `close` was called before.
         """
         if self._closed:
             raise RunDirError(f"this experiment is closed: Experiment.resume({str(self.run.path)!r}) goes on with it")
         console = ConsoleProgress(str(self.run.path), file=None if self._show_progress else StringIO())
-        with self._closed_after(), console as progress:
+        with interrupts.postponed(), self._closed_after(), console as progress:
             progress.update(
                 epoch=self.epoch,
                 epochs=self.config.epochs,
@@ -281,6 +282,7 @@ class Experiment:
         progress.update(phase="train", phase_done=0, phase_total=config.batches_per_epoch)
         means = MetricMeans()
         for index in range(config.batches_per_epoch):
+            interrupts.check()
             batch: Any = self.dataset.sample(config.batch_size, config.max_seq_len, self._sampler)
             if config.agent.skip_padding:
                 batch = batch.trim()

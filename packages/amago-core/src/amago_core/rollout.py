@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 from gymnasium.vector import VectorEnv
 
+from amago_core import interrupts
 from amago_core.errors import CheckpointError
 from amago_core.exploration import Exploration
 from amago_core.lane_env import LaneEnv, LaneStep
@@ -111,6 +112,7 @@ class Rollout:
         """
         stats = RolloutStats()
         for _ in range(steps):
+            interrupts.check()
             self._step(stats)
         return stats
 

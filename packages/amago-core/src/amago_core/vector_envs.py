@@ -15,6 +15,7 @@ import gymnasium as gym
 import numpy as np
 from gymnasium.vector import AsyncVectorEnv, AutoresetMode, SyncVectorEnv, VectorEnv, VectorWrapper
 
+from amago_core import interrupts
 from amago_core.errors import EnvError
 from amago_core.spaces import require_gymnasium_env
 
@@ -56,13 +57,17 @@ class EnvFactory:
                 raise EnvError(f"make_vec_env must return a gymnasium.vector.VectorEnv; got {type(env).__name__}")
         else:
             assert self.make_env is not None
-            vectorise = AsyncVectorEnv if self.mode == "async" else SyncVectorEnv
             probe = self.make_env()
             require_gymnasium_env(probe)
             if isinstance(probe, VectorEnv):
                 raise EnvError("make_env must return a single environment; pass vectorised ones as make_vec_env")
             probe.close()
-            env = vectorise([self.make_env] * lanes, autoreset_mode=AutoresetMode.SAME_STEP)
+            make_envs = [self.make_env] * lanes
+            if self.mode == "async":
+                with interrupts.ignored():
+                    env = AsyncVectorEnv(make_envs, autoreset_mode=AutoresetMode.SAME_STEP)
+            else:
+                env = SyncVectorEnv(make_envs, autoreset_mode=AutoresetMode.SAME_STEP)
         if env.num_envs != lanes:
             raise EnvError(f"asked for {lanes} lanes, the vector environment has {env.num_envs}")
         return env
