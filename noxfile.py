@@ -41,6 +41,13 @@ TINY = {
     ],
 }
 
+# The same for the scripts that put our backbones into other people's loops.
+REUSE = {
+    "ppo_popgym.py": "--steps 512 --lanes 4 --length 16",
+    "sb3_memory_extractor.py": "--steps 64 --pulls 5",
+    "torchrl_recurrent_policy.py": "--updates 2 --lanes 8 --window 8",
+}
+
 OURS = WHEELS / "constraints.txt"
 _wheels: dict[str, Path] = {}
 
@@ -49,7 +56,7 @@ TEST_ENV = {"OMP_NUM_THREADS": "1", "TORCHINDUCTOR_CACHE_DIR": str(SHARED / "ind
 
 nox.needs_version = ">=2025.2.9"
 nox.options.default_venv_backend = "venv"
-nox.options.sessions = ["lint", "types", "layers", "test", "wheels", "integration", "examples"]
+nox.options.sessions = ["lint", "types", "layers", "test", "wheels", "integration", "examples", "reuse"]
 
 
 def shared_venv(session: nox.Session, name: str, *requirements: str) -> Path:
@@ -199,6 +206,20 @@ def examples(session: nox.Session) -> None:
         out = folder / example.stem
         for arguments in TINY[example.name]:
             session.run("python", str(example), *arguments.format(out=out).split(), env=TEST_ENV)
+
+
+@nox.session
+def reuse(session: nox.Session) -> None:
+    """Run the backbones inside TorchRL, Stable-Baselines3 and a plain PPO loop, on tiny budgets."""
+    others = ("stable-baselines3", "popgym", "pytest")
+    install(session, "amago-nets[torchrl]", *others, versions=ROOT / "constraints" / "reuse.txt")
+    package = ROOT / "packages" / "amago-nets"
+    for script in sorted((package / "examples").glob("*.py")):
+        if script.name not in REUSE:
+            session.error(f"{script.name} has no tiny budget: add its arguments to REUSE in noxfile.py")
+        session.run("python", str(script), *REUSE[script.name].split(), env=TEST_ENV)
+    tests = [str(package / "tests" / f"test_{name}.py") for name in ("torchrl_adapter", "reuse_page")]
+    session.run("pytest", *tests, *session.posargs, env=TEST_ENV)
 
 
 @nox.session(default=False, reuse_venv=True)

@@ -16,7 +16,7 @@ from amago_core.policy import Policy
 from amago_core.spaces import SpaceAdapter
 from amago_nets.heads import ActorConfig, NCriticsConfig
 from amago_nets.specs import ActionSpec, ArraySpec
-from amago_nets.traj_encoders import FFConfig, GRUConfig, TransformerConfig
+from amago_nets.traj_encoders import FFConfig, GRUConfig, MambaConfig, TransformerConfig
 from amago_nets.tstep_encoders import FFTstepEncoderConfig
 from amago_offline.batch import Batch
 
@@ -24,6 +24,7 @@ ENCODERS = {
     "transformer": TransformerConfig(d_model=16, n_layers=2, n_heads=2, dropout_ff=0.0, dropout_emb=0.0),
     "gru": GRUConfig(d_hidden=16, d_output=16, n_layers=1),
     "ff": FFConfig(d_model=16),
+    "mamba": MambaConfig(d_model=16, d_state=4, n_layers=1),
 }
 
 

@@ -22,13 +22,26 @@ from amago_core.exploration import BilevelEpsilonGreedyConfig, EpsilonGreedyConf
 from amago_core.losses.filters import BinaryFilterConfig, ExpFilterConfig
 from amago_core.run_dir import RunDir
 from amago_core.trackers import read_jsonl
+from amago_nets.cnn import ImpalaCNNConfig
 from amago_nets.distributions import TanhGaussianConfig
 from amago_nets.traj_encoders import FFConfig, GRUConfig, TransformerConfig
+from amago_nets.tstep_encoders import DictTstepEncoderConfig, ImageEncoderConfig
 
 TINY = [
     *("--max-seq-len", "8", "--parallel-lanes", "2", "--rollout-steps-per-epoch", "40", "--batches-per-epoch", "2"),
-    *("--batch-size", "2", "--val-interval", "0", "--tstep-encoder.d-hidden", "16", "--agent.actor.d-hidden", "16"),
-    *("--agent.critics.d-hidden", "16", "--traj-encoder", "gru", "--traj-encoder.d-hidden", "16", "--device", "cpu"),
+    *("--batch-size", "2", "--val-interval", "0", "--tstep-encoder", "ff", "--tstep-encoder.d-hidden", "16"),
+    *(
+        "--agent.actor.d-hidden",
+        "16",
+        "--agent.critics.d-hidden",
+        "16",
+        "--traj-encoder",
+        "gru",
+        "--traj-encoder.d-hidden",
+        "16",
+        "--device",
+        "cpu",
+    ),
     *("--ckpt-interval", "1"),
 ]
 
@@ -72,15 +85,22 @@ def test_train_resume_evaluate(tmp_path, capsys):
         (["--batch-size", "many"], "--batch-size: invalid literal for int"),
         (["--batch-sise", "4"], "Unrecognized options: --batch-sise"),
         (["--agent.gamma", "1.5"], "gamma and gammas must lie in [0, 1); got 1.5"),
-        (["--traj-encoder", "lstm"], "--traj-encoder must be one of transformer, gru, ff; got lstm"),
-        (["--traj-encoder"], "--traj-encoder must be one of transformer, gru, ff; got nothing"),
+        (
+            ["--traj-encoder", "rnn"],
+            "--traj-encoder must be one of transformer, gru, lstm, mamba, min-gru, lru, ff, identity; got rnn",
+        ),
+        (
+            ["--traj-encoder"],
+            "--traj-encoder must be one of transformer, gru, lstm, mamba, min-gru, lru, ff, identity; got nothing",
+        ),
         (["--traj-encoder", "gru", "--traj-encoder.d-hidden", "0"], "d_hidden=0 is not allowed; give an integer >= 1"),
         (["--traj-encoder.d-hidden", "4"], "Unrecognized options: --traj-encoder.d-hidden"),
         (["--traj-encoder.d-model", "30"], "d_model=30 is not allowed with n_heads=8; give a multiple"),
         (["--exploration", "bilevel-epsilon-greedy"], "--exploration.rollout-horizon"),
         (["--replay.padding", "top"], "padding must be one of"),
         (["--agent.policy", "tanh-gaussian"], "TanhGaussianConfig is for continuous actions"),
-        (["--tstep-encoder.obs-keys", "image"], "obs_keys"),
+        (["--tstep-encoder", "ff", "--tstep-encoder.obs-keys", "image"], "obs_keys"),
+        (["--tstep-encoder.obs-keys", "image"], "--tstep-encoder.obs-keys"),
         (["--trajectory-limit", "3"], "trajectory_limit must be None or >= max_seq_len=128"),
         (["--device", "gpu"], "device 'gpu' cannot be used"),
         (["--run-dir", "/proc/run"], "run_dir '/proc/run' cannot be used"),
@@ -126,15 +146,27 @@ def test_help(capsys):
 def test_choices():
     choices = choices_of(ExperimentConfig)
     assert {option: list(names) for option, names in choices.items()} == {
-        "traj-encoder": ["transformer", "gru", "ff"],
+        "tstep-encoder": ["none", "ff", "cnn", "dict"],
+        "traj-encoder": ["transformer", "gru", "lstm", "mamba", "min-gru", "lru", "ff", "identity"],
         "agent.filter": ["binary", "exp", "leaky"],
-        "agent.policy": ["none", "discrete", "tanh-gaussian"],
+        "agent.policy": ["none", "discrete", "tanh-gaussian", "beta", "gmm", "multi-binary"],
+        "agent.actor": ["mlp", "residual"],
         "exploration": ["epsilon-greedy", "bilevel-epsilon-greedy"],
     }
     arguments = ["train", "--traj_encoder=ff", "x", "--agent.filter", "exp", "--agent.filter.beta", "2"]
-    chosen, rest = take_choices(arguments, choices)
+    chosen, rest = take_choices(arguments, ExperimentConfig)
     assert chosen == {"traj-encoder": FFConfig, "agent.filter": ExpFilterConfig}
     assert rest == ["train", "x", "--agent.filter.beta", "2"]
+
+
+def test_a_chosen_part_has_choices_of_its_own():
+    arguments = ["--tstep-encoder.image.cnn", "impala", "--tstep-encoder", "dict"]
+    chosen, rest = take_choices(arguments, ExperimentConfig)
+    assert chosen == {"tstep-encoder": DictTstepEncoderConfig, "tstep-encoder.image.cnn": ImpalaCNNConfig} and not rest
+    config = widen(narrow(ExperimentConfig, chosen)())
+    assert config.tstep_encoder == DictTstepEncoderConfig(image=ImageEncoderConfig(cnn=ImpalaCNNConfig()))
+    # Without the part the option does not exist, and is left for tyro to refuse.
+    assert take_choices(arguments[:2], ExperimentConfig) == ({}, arguments[:2])
 
 
 def test_narrowed_configurations_are_widened_again():

@@ -228,7 +228,7 @@ BAD_ENVS = {
         EnvError,
         "must have finite bounds",
     ),
-    "unserved actions": (lambda: Spaces(BOX, gym.spaces.MultiBinary(3)), ConfigError, "'multi_binary' has no distrib"),
+    "unserved actions": (lambda: Spaces(BOX, gym.spaces.MultiBinary(3)), ConfigError, "MultiBinaryConfig cannot"),
 }
 
 

@@ -54,7 +54,25 @@ def test_gradients_are_clipped_to_the_global_norm() -> None:
     assert total == pytest.approx(float(metrics["grad_norm/all"]), rel=1e-4)
 
 
-@pytest.mark.parametrize("encoder", ["transformer", "gru", "ff"])
+def test_decay_rates_are_not_decayed() -> None:
+    agent = make_agent(encoder="mamba")
+    learner = Learner(agent, LearnerConfig(lr=0.1, weight_decay=1.0, warmup_updates=0))
+    before = {name: p.clone() for name, p in agent.named_parameters()}
+    for group in learner.optimizer.param_groups:
+        for parameter in group["params"]:
+            parameter.grad = torch.zeros_like(parameter)
+    learner.optimizer.step()
+    kept = {name for name, p in agent.named_parameters() if torch.equal(p, before[name]) and p.requires_grad}
+    rates = {
+        name
+        for name in before
+        if name.startswith("traj_encoder") and getattr(agent.get_parameter(name), "_no_weight_decay", False)
+    }
+    zeros = {name for name, value in before.items() if not value.any()}
+    assert rates and kept - zeros == rates
+
+
+@pytest.mark.parametrize("encoder", ["transformer", "gru", "ff", "mamba"])
 def test_resume_is_exact(encoder: str) -> None:
     def batches(learner: Learner, first: int, last: int) -> None:
         for index in range(first, last):

@@ -33,7 +33,7 @@ def make_steps(batch, length, heads, size, dtype=torch.float64, seed=0):
     return torch.randn(batch, length, 3, heads, size, generator=generator, dtype=torch.float64).to(dtype)
 
 
-# Slots and timesteps; sinks leave the ring buffer when it wraps, so they are compared before that.
+# Slots and timesteps; nothing is pinned here, so sinks leave with the first wrap, and are compared before it.
 SIZES = [(1, 4), (5, 17), (8, 8), (16, 11)]
 CASES = [
     (backend, name, slots, length)

@@ -152,6 +152,19 @@ def test_dropout_only_in_training() -> None:
     assert torch.equal(critics(state), build("discrete").eval()(state))
 
 
+def test_every_layer_has_an_activation_of_its_own() -> None:
+    critics = build("discrete", activation="adaptive")
+    assert sum(p.numel() for p in critics.activations.parameters()) == 2 * 10
+    assert critics(torch.randn(4, 6, dtype=torch.float64)).shape == (4, 3, 2, 3)
+
+
+def test_multi_discrete_actions_are_inputs() -> None:
+    spec = ActionSpec("multi_discrete", 5, nvec=(3, 2))
+    critics = NCriticsConfig(d_hidden=8).build(6, spec, (0.5, 0.9))
+    action = spec.encode(torch.tensor([[2, 0], [-1, -1]]))
+    assert critics(torch.zeros(6), action).shape == (4, 2)
+
+
 def test_wrong_actions_are_refused() -> None:
     state = torch.zeros(4, 6, dtype=torch.float64)
     with pytest.raises(ValueError, match="must be None"):

@@ -58,6 +58,7 @@ def test_simnorm_groups() -> None:
         ("relu", (0.0, 0.0, 0.0, 1.0, 3.0)),
         ("gelu", (-0.0455003, -0.1542688, 0.0, 0.8413447, 2.9959497)),
         ("mish", (-0.2525015, -0.2207438, 0.0, 0.8650984, 2.9865351)),
+        ("adaptive", (-0.0178311, 0.0017627, 0.0297928, 1.0007833, 2.9964871)),
     ],
 )
 def test_activation_values(name: str, expected: tuple[float, ...]) -> None:
@@ -65,6 +66,22 @@ def test_activation_values(name: str, expected: tuple[float, ...]) -> None:
     torch.testing.assert_close(make_activation(name)(x), torch.tensor(expected), rtol=1e-6, atol=1e-6)
     assert x[0] == -2.0
     torch.testing.assert_close(make_activation(name, inplace=True)(x), torch.tensor(expected), rtol=1e-6, atol=1e-6)
+
+
+def test_adaptive_learns_its_own_coefficients() -> None:
+    first, second = make_activation("adaptive"), make_activation("adaptive", inplace=True)
+    assert sum(p.numel() for p in first.parameters()) == 10
+    assert not list(make_activation("mish").parameters())
+    x = torch.tensor([-2.0, 0.5, 3.0])
+    first(x).sum().backward()
+    assert all(p.grad is not None and p.grad.ne(0).all() for p in first.parameters())
+    assert all(p.grad is None for p in second.parameters())
+    assert torch.equal(x, torch.tensor([-2.0, 0.5, 3.0]))
+    half = first.to(torch.bfloat16)(x.bfloat16())
+    assert half.dtype == torch.bfloat16
+    torch.testing.assert_close(half.float(), second(x), rtol=0.02, atol=0.02)
+    wide = make_activation("adaptive").double()
+    assert torch.autograd.gradcheck(wide, torch.tensor([-2.0, 0.5, 3.0], dtype=torch.float64, requires_grad=True))
 
 
 def test_unknown_names_are_refused() -> None:

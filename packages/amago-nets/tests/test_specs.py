@@ -71,3 +71,36 @@ def test_encode_refuses() -> None:
         ActionSpec("discrete", 3).encode(torch.zeros(2))
     with pytest.raises(ValueError, match=r"\[\.\.\., 3\]"):
         ActionSpec("continuous", 3).encode(torch.zeros(2, 4))
+
+
+def test_multi_discrete() -> None:
+    spec = ActionSpec("multi_discrete", 6, nvec=(3, 2, 1))
+    assert not spec.is_discrete
+    assert spec == ActionSpec("multi_discrete", 6, nvec=(3, 2, 1))
+    hash(spec)
+    action = torch.tensor([[0, 1, 0], [2, -1, 0], [-1, -1, -1]], dtype=torch.int8)
+    encoded = spec.encode(action)
+    assert encoded.dtype == torch.float32
+    assert encoded.tolist() == [[1, 0, 0, 0, 1, 1], [0, 0, 1, 0, 0, 1], [0, 0, 0, 0, 0, 0]]
+    assert spec.encode(action.view(3, 1, 3)).shape == (3, 1, 6)
+    with pytest.raises(ValueError, match="multi_discrete actions; give integers"):
+        spec.encode(action.float())
+    for wrong in (action[:, :2], torch.zeros((), dtype=torch.int64)):
+        with pytest.raises(ValueError, match=r"\[\.\.\., 3\]"):
+            spec.encode(wrong)
+
+
+@pytest.mark.parametrize(
+    ("kind", "size", "nvec", "match"),
+    [
+        ("multi_discrete", 6, None, "nvec=None"),
+        ("multi_discrete", 6, (), r"nvec=\(\)"),
+        ("multi_discrete", 6, [3, 3], r"nvec=\[3, 3\]"),
+        ("multi_discrete", 6, (6, 0), r"nvec=\(6, 0\)"),
+        ("multi_discrete", 2, (3, 2), r"size=2 .* nvec=\(3, 2\); give their sum"),
+        ("discrete", 3, (3,), r"nvec=\(3,\) .* kind='discrete'; give None"),
+    ],
+)
+def test_nvec_refuses(kind: str, size: int, nvec: object, match: str) -> None:
+    with pytest.raises(ValueError, match=match):
+        ActionSpec(kind, size, nvec=nvec)  # type: ignore[arg-type]

@@ -194,8 +194,8 @@ def _train_command(arguments: Sequence[str]) -> tuple[type[Train], list[str]]:
     """`Train` with the parts chosen on the command line, and the rest of the command line."""
     if arguments[:1] != ["train"]:
         return Train, list(arguments)
-    choices = choices_of(ExperimentConfig)
-    chosen, rest = take_choices(arguments, choices)
+    chosen, rest = take_choices(arguments, ExperimentConfig)
+    choices = choices_of(ExperimentConfig, chosen)
     config: Any = Annotated[narrow(ExperimentConfig, chosen), tyro.conf.arg(name="")]
     command = dataclasses.make_dataclass("Train", [("config", config)], bases=(Train,), frozen=True)
     summary, _, attributes = inspect.cleandoc(Train.__doc__ or "").partition("\n\n")

@@ -50,11 +50,12 @@ def _default_type(field: dataclasses.Field[Any]) -> type | None:
     return None if field.default is None else type(field.default)
 
 
-def choices_of(cls: type, prefix: str = "") -> Choices:
-    """All choices in a configuration class and the configurations inside it.
+def choices_of(cls: type, chosen: Mapping[str, type | None] | None = None, prefix: str = "") -> Choices:
+    """All choices in a configuration class, the configurations inside it, and those chosen for it.
 
     Args:
         cls: a dataclass; fields that are a choice must have a default.
+        chosen: what was chosen so far, by option; the defaults for others.
         prefix: of the options.
 
     Returns:
@@ -65,18 +66,22 @@ def choices_of(cls: type, prefix: str = "") -> Choices:
         hint = hints[field.name]
         if members := _members(hint):
             ordered = sorted(members, key=lambda member: member is not _default_type(field))
-            result[_option(field.name, prefix)] = {_name(member, field.name): member for member in ordered}
+            option = _option(field.name, prefix)
+            result[option] = {_name(member, field.name): member for member in ordered}
+            part = (chosen or {}).get(option, _default_type(field))
+            if part is not None:
+                result.update(choices_of(part, chosen, f"{option}."))
         elif dataclasses.is_dataclass(hint) and isinstance(hint, type):
-            result.update(choices_of(hint, f"{_option(field.name, prefix)}."))
+            result.update(choices_of(hint, chosen, f"{_option(field.name, prefix)}."))
     return result
 
 
-def take_choices(arguments: Sequence[str], choices: Choices) -> tuple[dict[str, type | None], list[str]]:
+def take_choices(arguments: Sequence[str], cls: type) -> tuple[dict[str, type | None], list[str]]:
     """Take `--option name` and `--option=name` out of a command line.
 
     Args:
         arguments: the command line.
-        choices: from `choices_of`.
+        cls: the configuration class that has the choices.
 
     Returns:
         What was chosen, by option, and the other arguments.
@@ -84,6 +89,16 @@ def take_choices(arguments: Sequence[str], choices: Choices) -> tuple[dict[str, 
     Raises:
         ConfigError: for an unknown or missing name.
     """
+    chosen: dict[str, type | None] = {}
+    rest = list(arguments)
+    # A part that was chosen may have choices of its own.
+    while (taken := _take(rest, choices_of(cls, chosen)))[0]:
+        chosen.update(taken[0])
+        rest = taken[1]
+    return chosen, rest
+
+
+def _take(arguments: Sequence[str], choices: Choices) -> tuple[dict[str, type | None], list[str]]:
     chosen: dict[str, type | None] = {}
     rest = []
     remaining = iter(arguments)
@@ -120,9 +135,12 @@ def narrow(cls: type, chosen: Mapping[str, type | None], prefix: str = "") -> ty
             names = [_name(member, field.name) for member in members]
             note = f"{_name(part, field.name)}; --{option} {{{','.join(names)}}} chooses"
             default = field.default if part is _default_type(field) else _instance(part)
+            if part is not None and choices_of(part, chosen, f"{option}."):
+                part = narrow(part, chosen, f"{option}.")
+                default = _instance(part)
             kind: Any = Annotated[part, tyro.conf.arg(help=note) if part is not None else tyro.conf.Suppress]
             fields[field.name] = kind, default
-        elif dataclasses.is_dataclass(hint) and isinstance(hint, type) and choices_of(hint):
+        elif dataclasses.is_dataclass(hint) and isinstance(hint, type) and choices_of(hint, chosen, f"{option}."):
             inner = narrow(hint, chosen, f"{option}.")
             fields[field.name] = inner, _instance(inner)
     namespace: dict[str, Any] = {

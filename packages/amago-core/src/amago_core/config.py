@@ -14,8 +14,17 @@ from amago_core.agents import AgentConfig
 from amago_core.errors import AmagoError, ConfigError
 from amago_core.exploration import BilevelEpsilonGreedyConfig, EpsilonGreedyConfig
 from amago_core.learner import LearnerConfig
-from amago_nets.traj_encoders import FFConfig, GRUConfig, TransformerConfig
-from amago_nets.tstep_encoders import FFTstepEncoderConfig
+from amago_nets.traj_encoders import (
+    FFConfig,
+    GRUConfig,
+    IdentityConfig,
+    LRUConfig,
+    LSTMConfig,
+    MambaConfig,
+    MinGRUConfig,
+    TransformerConfig,
+)
+from amago_nets.tstep_encoders import CNNTstepEncoderConfig, DictTstepEncoderConfig, FFTstepEncoderConfig
 from amago_offline.datasets import ReplayConfig
 
 _AT_LEAST_ONE = (
@@ -39,8 +48,8 @@ _AT_LEAST_ZERO = (
 _OPTIONAL = ("trajectory_limit", "threads")
 # Field to examples of what it takes; anything else with `build` is a user's own part.
 _PARTS = {
-    "tstep_encoder": "FFTstepEncoderConfig()",
-    "traj_encoder": "TransformerConfig(), GRUConfig() or FFConfig()",
+    "tstep_encoder": "FFTstepEncoderConfig(), CNNTstepEncoderConfig() or DictTstepEncoderConfig()",
+    "traj_encoder": "TransformerConfig(), GRUConfig(), MambaConfig() or FFConfig()",
     "agent": "AgentConfig()",
     "exploration": "EpsilonGreedyConfig() or BilevelEpsilonGreedyConfig(rollout_horizon=...)",
     "replay": "ReplayConfig()",
@@ -66,7 +75,7 @@ class ExperimentConfig:
         run_dir: where everything of the run goes; must not hold another run.
         seed: determines initial weights, environments, exploration and sampling.
         max_seq_len: longest context of the policy in timesteps, and training windows in transitions.
-        tstep_encoder: embeds one timestep.
+        tstep_encoder: embeds one timestep; None chooses one that suits the observations.
         traj_encoder: the sequence model.
         agent: the actor-critic.
         learner: the optimizer.
@@ -97,8 +106,10 @@ class ExperimentConfig:
     run_dir: str = "runs/experiment"
     seed: int = 0
     max_seq_len: int = 128
-    tstep_encoder: FFTstepEncoderConfig = FFTstepEncoderConfig()
-    traj_encoder: TransformerConfig | GRUConfig | FFConfig = TransformerConfig()
+    tstep_encoder: FFTstepEncoderConfig | CNNTstepEncoderConfig | DictTstepEncoderConfig | None = None
+    traj_encoder: (
+        TransformerConfig | GRUConfig | LSTMConfig | MambaConfig | MinGRUConfig | LRUConfig | FFConfig | IdentityConfig
+    ) = TransformerConfig()
     agent: AgentConfig = AgentConfig()
     learner: LearnerConfig = LearnerConfig()
     exploration: EpsilonGreedyConfig | BilevelEpsilonGreedyConfig = EpsilonGreedyConfig()
@@ -146,6 +157,8 @@ class ExperimentConfig:
             raise ConfigError(f"device must be a name such as 'auto', 'cpu' or 'cuda:0'; got {self.device!r}")
         for name, examples in _PARTS.items():
             value = getattr(self, name)
+            if value is None and name == "tstep_encoder":
+                continue
             if isinstance(value, type) or not callable(getattr(value, "build", None)):
                 raise ConfigError(f"{name} must be a configuration such as {examples}; got {value!r}")
         if not isinstance(self.learner, LearnerConfig):

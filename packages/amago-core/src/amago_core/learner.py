@@ -30,7 +30,8 @@ class LearnerConfig:
         lr_final: see `lr_schedule`.
         betas: of AdamW.
         eps: of AdamW.
-        weight_decay: of AdamW, on all trained parameters.
+        weight_decay: of AdamW, on all trained parameters but those marked `_no_weight_decay`, such as decay rates of
+            Mamba.
         grad_clip: largest global L2 norm of the gradient; 0 turns clipping off.
         precision: "no" for float32, "bf16" for autocast of the forward pass.
         compile: "off" runs eagerly; "default" and "max" compile the loss with `torch.compile` (the first update then
@@ -112,8 +113,12 @@ class Learner:
             name: [p for p in module.parameters() if p.requires_grad] for name, module in modules.items()
         }
         flat = [p for group in self._parameters.values() for p in group]
+        exempt = [p for p in flat if getattr(p, "_no_weight_decay", False)]
+        groups: list[dict[str, Any]] = [{"params": [p for p in flat if not getattr(p, "_no_weight_decay", False)]}]
+        if exempt:
+            groups.append({"params": exempt, "weight_decay": 0.0})
         self.optimizer = torch.optim.AdamW(
-            flat, lr=config.lr, betas=config.betas, eps=config.eps, weight_decay=config.weight_decay, fused=True
+            groups, lr=config.lr, betas=config.betas, eps=config.eps, weight_decay=config.weight_decay, fused=True
         )
         self._loss = agent.loss
         if config.compile != "off":

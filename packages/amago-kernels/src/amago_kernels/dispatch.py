@@ -7,6 +7,7 @@ serve a call (None: it can). "auto" takes the first that can; a backend asked fo
 from __future__ import annotations
 
 import importlib.util
+import sys
 from collections.abc import Callable, Mapping
 from typing import TypeVar
 
@@ -15,17 +16,34 @@ CallT = TypeVar("CallT")
 # What exists in principle, per operation, in the order users read it; `built` says what this version can run.
 OPERATIONS: dict[str, tuple[str, ...]] = {
     "attention": ("reference", "sdpa", "flex", "triton", "flash"),
+    "causal_conv1d": ("reference", "fused", "triton", "causal_conv1d"),
     "decode_attention": ("reference", "matmul", "sdpa", "triton"),
     "gru_layer": ("reference", "fused"),
+    "hl_gauss_cross_entropy": ("reference", "fused", "triton"),
+    "lstm_layer": ("reference", "fused"),
+    "linear_scan": ("reference", "blocked", "triton"),
     "n_step_targets": ("reference",),
+    "selective_scan": ("reference", "blocked", "triton", "mamba_ssm"),
+    "two_hot_cross_entropy": ("reference", "fused", "triton"),
 }
 _BUILT: dict[str, tuple[str, ...]] = {
-    "attention": ("reference", "sdpa"),
+    "attention": ("reference", "sdpa", "flash"),
+    "causal_conv1d": ("reference", "fused", "causal_conv1d"),
     "decode_attention": ("reference", "matmul", "sdpa"),
     "gru_layer": ("reference", "fused"),
+    "hl_gauss_cross_entropy": ("reference", "fused"),
+    "lstm_layer": ("reference", "fused"),
+    "linear_scan": ("reference", "blocked"),
     "n_step_targets": ("reference",),
+    "selective_scan": ("reference", "blocked", "mamba_ssm"),
+    "two_hot_cross_entropy": ("reference", "fused"),
 }
-_PACKAGES = {"triton": ("triton", "triton"), "flash": ("flash_attn", "flash")}
+_PACKAGES = {
+    "triton": ("triton", "triton"),
+    "flash": ("flash_attn", "flash"),
+    "mamba_ssm": ("mamba_ssm", "mamba"),
+    "causal_conv1d": ("causal_conv1d", "mamba"),
+}
 
 
 def available() -> dict[str, tuple[str, ...]]:
@@ -34,7 +52,7 @@ def available() -> dict[str, tuple[str, ...]]:
     Returns:
         Operation name to backend names; "auto" is always allowed and not listed.
     """
-    return dict(_BUILT)
+    return {name: tuple(b for b in backends if missing(name, b) is None) for name, backends in _BUILT.items()}
 
 
 def missing(operation: str, backend: str) -> str | None:
@@ -47,12 +65,11 @@ def missing(operation: str, backend: str) -> str | None:
     Returns:
         The reason, or None if the backend can run.
     """
-    if backend in _BUILT[operation]:
-        return None
     module, extra = _PACKAGES.get(backend, ("", ""))
-    if module and importlib.util.find_spec(module) is None:
+    # Looking among the imported modules first is what torch.compile can trace; the search on disk is not.
+    if module and module not in sys.modules and importlib.util.find_spec(module) is None:
         return f"{module} is not installed (pip install 'amago-kernels[{extra}]')"
-    return "this version does not include it yet"
+    return None if backend in _BUILT[operation] else "this version does not include it yet"
 
 
 def choose(operation: str, backend: str, call: CallT, candidates: Mapping[str, Callable[[CallT], str | None]]) -> str:
@@ -82,6 +99,8 @@ def choose(operation: str, backend: str, call: CallT, candidates: Mapping[str, C
     if reason is None:
         reason = candidates[backend](call)
     if reason is not None:
-        usable = [name for name, refusal in candidates.items() if refusal(call) is None]
+        usable = [
+            name for name, refusal in candidates.items() if missing(operation, name) is None and refusal(call) is None
+        ]
         raise ValueError(f"backend={backend!r} cannot serve this {operation} call: {reason}; these can: {usable}")
     return backend

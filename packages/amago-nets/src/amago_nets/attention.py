@@ -30,6 +30,9 @@ class SelfAttention(nn.Module):
         head_scaling: learns the gain of every head; otherwise gains are fixed at 1.
         dropout_qkv: probability that an entry of the projection is dropped.
         dropout_attn: probability that an attention weight is dropped.
+        sink: the first `sink` timesteps of an episode stay visible beyond the window.
+        sink_bias: added to the scores of these timesteps, in windows; for steps it is part of the plan.
+        logit_clip: scores are clamped to `[-logit_clip, logit_clip]`; None is no clamp.
         backend: backend of `amago_kernels.attention`.
 
     Raises:
@@ -45,6 +48,9 @@ class SelfAttention(nn.Module):
         head_scaling: bool = True,
         dropout_qkv: float = 0.0,
         dropout_attn: float = 0.0,
+        sink: int = 0,
+        sink_bias: float = 0.0,
+        logit_clip: float | None = None,
         backend: str = "auto",
     ) -> None:
         super().__init__()
@@ -55,6 +61,9 @@ class SelfAttention(nn.Module):
         self.head_scaling = head_scaling
         self.dropout_qkv = dropout_qkv
         self.dropout_attn = dropout_attn
+        self.sink = sink
+        self.sink_bias = sink_bias
+        self.logit_clip = logit_clip
         self.backend = backend
         self.qkv = make_linear(d_model, 3 * d_model, bias=False, sigma_reparam=sigma_reparam)
         self.out = make_linear(d_model, d_model, sigma_reparam=sigma_reparam)
@@ -100,8 +109,18 @@ class SelfAttention(nn.Module):
             # Queries of remembered timesteps are not needed; zeros keep the window square.
             q = F.pad(q, (0, 0, 0, 0, prefill.slots, 0))
             reset = prefill.reset
-        dropout = self.dropout_attn if self.training else 0.0
-        heads = attention(q, k, v, window=window, reset=reset, dropout=dropout, backend=self.backend)
+        heads = attention(
+            q,
+            k,
+            v,
+            window=window,
+            sink=self.sink,
+            sink_bias=self.sink_bias,
+            logit_clip=self.logit_clip,
+            reset=reset,
+            dropout=self.dropout_attn if self.training else 0.0,
+            backend=self.backend,
+        )
         if prefill is not None:
             heads = heads[:, prefill.slots :]
         if self.head_scaling:
@@ -121,7 +140,7 @@ class SelfAttention(nn.Module):
             `[B, D]`.
         """
         q, k, v = self._project(x, rotary)
-        heads = decode_attention(q, k, v, cache, plan=plan)
+        heads = decode_attention(q, k, v, cache, plan=plan, logit_clip=self.logit_clip)
         if self.head_scaling:
             heads = heads * self.gain[0]
         return self.out(heads.flatten(-2))

@@ -1,6 +1,6 @@
 """The memory of a Transformer between timesteps: one ring buffer of keys and values per layer.
 
-Dimensions: `N` layers, `B` lanes, `H` heads, `M` slots, `E` head size, `L` timesteps of a window.
+Dimensions: `N` layers, `B` lanes, `H` heads, `M` slots, `S` pinned slots, `E` head size, `L` timesteps of a window.
 """
 
 from __future__ import annotations
@@ -23,20 +23,37 @@ class TransformerState(State):
         values: `[N, B, H, M, E]`.
         length: `[B]` int64, timesteps since the lane's last reset.
         steps: timesteps stepped since the state was made; see `RingCache.steps`.
+        sink: pinned slots `S` of every layer; see `RingCache`.
+
+    Attributes:
+        sizes: `(N, H, M, E, S)`.
+        caches: the ring buffer of every layer.
     """
 
-    def __init__(self, keys: Tensor, values: Tensor, length: Tensor, steps: int | None) -> None:
+    def __init__(self, keys: Tensor, values: Tensor, length: Tensor, steps: int | None, sink: int = 0) -> None:
         super().__init__(
             keys.shape[1],
             {"keys": keys, "values": values, "length": length},
             {"keys": 1, "values": 1, "length": 0},
         )
+        self.sizes = (keys.shape[0], keys.shape[2], keys.shape[3], keys.shape[4], sink)
         # The layers share `length`; the first cache is the clock that counts for all of them.
-        self.caches = [RingCache(keys[i], values[i], length, steps if i == 0 else None) for i in range(keys.shape[0])]
+        self.caches = [
+            RingCache(keys[i], values[i], length, steps if i == 0 else None, sink) for i in range(keys.shape[0])
+        ]
 
     @classmethod
     def allocate(
-        cls, layers: int, lanes: int, heads: int, slots: int, head_dim: int, *, dtype: torch.dtype, device: torch.device
+        cls,
+        layers: int,
+        lanes: int,
+        heads: int,
+        slots: int,
+        head_dim: int,
+        *,
+        sink: int = 0,
+        dtype: torch.dtype,
+        device: torch.device,
     ) -> TransformerState:
         """An empty memory.
 
@@ -44,8 +61,9 @@ class TransformerState(State):
             layers: `N`.
             lanes: `B`.
             heads: `H`.
-            slots: `M`.
+            slots: `M`, pinned ones included.
             head_dim: `E`.
+            sink: `S`, the first timesteps of an episode, which are never overwritten.
             dtype: of keys and values.
             device: of all tensors.
 
@@ -54,7 +72,7 @@ class TransformerState(State):
         """
         keys, values = allocate_storage((layers, lanes, heads), slots, head_dim, dtype=dtype, device=device)
         with torch.inference_mode(False):
-            return cls(keys, values, torch.zeros(lanes, dtype=torch.int64, device=device), 0)
+            return cls(keys, values, torch.zeros(lanes, dtype=torch.int64, device=device), 0, sink)
 
     @property
     def clock(self) -> RingCache:
@@ -62,20 +80,27 @@ class TransformerState(State):
         return self.caches[0]
 
     def state_dict(self) -> dict[str, Tensor]:
-        """See `State.state_dict`; `steps` makes a restored state repeat the original bit for bit."""
+        """See `State.state_dict`; `steps` makes a restored state repeat the original bit for bit.
+
+        `sink` tells apart rings of one size that pin different numbers of slots.
+        """
         steps = self.clock.steps
-        return {**super().state_dict(), "steps": torch.tensor(-1 if steps is None else steps)}
+        numbers = {"steps": -1 if steps is None else steps, "sink": self.clock.sink}
+        return {**super().state_dict(), **{name: torch.tensor(number) for name, number in numbers.items()}}
 
     def load_state_dict(self, state_dict: Mapping[str, Tensor]) -> None:
-        """See `State.load_state_dict`."""
-        tensors = {name: tensor for name, tensor in state_dict.items() if name != "steps"}
+        """See `State.load_state_dict`; `steps` and `sink` may be left out."""
+        sink = int(state_dict.get("sink", self.clock.sink))
+        if sink != self.clock.sink:
+            raise ValueError(f"state_dict pins {sink} slots (sink); give one that pins {self.clock.sink}")
+        tensors = {name: tensor for name, tensor in state_dict.items() if name not in ("steps", "sink")}
         super().load_state_dict(tensors)
         steps = int(state_dict.get("steps", torch.tensor(-1)))
         self.clock.steps = None if steps < 0 else steps
 
     def select(self, indices: Tensor) -> TransformerState:
         """See `State.select`."""
-        layers, _, heads, slots, head_dim = self["keys"].shape
+        layers, heads, slots, head_dim, sink = self.sizes
         picked = self._pick(indices)
         new = TransformerState.allocate(
             layers,
@@ -83,6 +108,7 @@ class TransformerState(State):
             heads,
             slots,
             head_dim,
+            sink=sink,
             dtype=self["keys"].dtype,
             device=self["keys"].device,
         )
@@ -96,7 +122,9 @@ class Prefill:
     """Feeds a whole window to lanes that already remember something.
 
     The keys of a window are put behind what the ring buffer holds, oldest first, to make one longer window of
-    `M + L` timesteps for `amago_kernels.attention`; `reset` marks where the memory of each lane begins.
+    `M + L` timesteps for `amago_kernels.attention`; `reset` marks where the memory of each lane begins. Pinned
+    timesteps come first, where attention looks for sinks. Between them and the ring timesteps may be missing: they
+    are nearer to the queries than they were, yet still further away than the ring reaches.
 
     Args:
         state: memory before the window.
@@ -105,23 +133,30 @@ class Prefill:
     """
 
     def __init__(self, state: TransformerState, length: int, reset: Tensor | None) -> None:
-        seen = state.clock.length
-        slots = state.clock.slots
+        cache, seen = state.clock, state.clock.length[:, None]
+        slots = cache.slots
         device = seen.device
         self.state, self.slots, self.length = state, slots, length
-        age = torch.arange(slots - 1, -1, -1, device=device)
-        self._history = (seen[:, None] - 1 - age) % slots
-        self._stale = age >= seen[:, None]
+        index = torch.arange(slots, device=device)
+        # Timesteps of the episode in the order of the columns; negative ones have not happened.
+        remembered = seen - slots + index
+        self._stale = remembered < 0
+        if cache.sink:
+            remembered = torch.where((remembered > index) & (index < cache.sink), index, remembered)
+        self._history = cache.slot_of(remembered.clamp(min=0))
         column = torch.arange(slots + length, device=device)
-        self.reset = column == (slots - seen.clamp(max=slots))[:, None]
-        self._new_length = seen + length
+        self.reset = column == (slots - seen).clamp(min=0)
+        new_length = seen + length
+        pinned_before = seen > slots
         if reset is not None:
             self.reset[:, slots:] |= reset
-            index = torch.arange(1, length + 1, device=device)
-            last = torch.where(reset, index, 0).amax(dim=1)
-            self._new_length = torch.where(last > 0, length + 1 - last, self._new_length)
-        slot_age = (self._new_length[:, None] - 1 - torch.arange(slots, device=device)) % slots
-        self._source = slots + length - 1 - slot_age
+            last = torch.where(reset, torch.arange(1, length + 1, device=device), 0).amax(dim=1, keepdim=True)
+            new_length = torch.where(last > 0, length + 1 - last, new_length)
+            pinned_before &= last == 0
+        self._new_length = new_length[:, 0]
+        # The columns that the slots take over; those of slots that hold nothing do not matter.
+        kept = slots + length - new_length + cache.held_timesteps(self._new_length - 1)
+        self._source = torch.where(pinned_before & (index < cache.sink), index, kept).clamp(0, slots + length - 1)
 
     def extend(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
         """Puts memory in front of the keys and values of a window, and the window into memory.

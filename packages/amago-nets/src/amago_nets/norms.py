@@ -14,10 +14,13 @@ from torch import Tensor, nn
 from .validation import check_choice, check_int
 
 NORMS = ("layer", "rmsnorm", "unitball", "unitball-detach", "hypersphere", "simnorm", "none")
-ACTIVATIONS = ("leaky_relu", "relu", "gelu", "mish")
+ACTIVATIONS = ("leaky_relu", "relu", "gelu", "mish", "adaptive")
 
 _EPS = 1e-5
 _SIMNORM_GROUP = 8
+# A fit to leaky_relu around zero.
+_ADAPTIVE_TOP = (0.0297928, 0.6183735, 2.3233091, 3.0519362, 1.4854203, 0.2510244)
+_ADAPTIVE_BOTTOM = (-1.1419549, 4.3931600, 0.8714712, 0.3471966)
 
 
 class UnitBall(nn.Module):
@@ -64,6 +67,40 @@ class SimNorm(nn.Module):
         return F.softmax(x.unflatten(-1, (-1, self.group)), dim=-1).flatten(-2)
 
 
+class Adaptive(nn.Module):
+    """A learned activation: `sum_i a_i x^i / (1 + sum_j |b_j x^j|)`, i = 0..5, j = 1..4; close to leaky_relu at first.
+
+    The denominator is never below 1, so there are no poles.
+
+    Attributes:
+        top: `[6]` coefficients `a`.
+        bottom: `[4]` coefficients `b`.
+
+    Source: Delfosse et al. (2021), "Adaptive Rational Activations to Boost Deep Reinforcement Learning".
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.top = nn.Parameter(torch.tensor(_ADAPTIVE_TOP))
+        self.bottom = nn.Parameter(torch.tensor(_ADAPTIVE_BOTTOM))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Maps any shape to the same shape; half precision is computed in float32."""
+        wide = torch.promote_types(x.dtype, torch.float32)
+        value = x.to(wide)
+        upper = _polynomial(value, self.top.to(wide))
+        lower = 1.0 + value.abs() * _polynomial(value.abs(), self.bottom.abs().to(wide))
+        return (upper / lower).to(x.dtype)
+
+
+def _polynomial(x: Tensor, coefficients: Tensor) -> Tensor:
+    """Horner's rule; coefficients from the constant up."""
+    *lower, result = coefficients.unbind()
+    for coefficient in reversed(lower):
+        result = torch.addcmul(coefficient, result, x)
+    return result
+
+
 def make_norm(name: str, dim: int) -> nn.Module:
     """Builds a normalisation over the last axis.
 
@@ -102,7 +139,7 @@ def make_activation(name: str, *, inplace: bool = False) -> nn.Module:
         inplace: let "leaky_relu" and "relu" overwrite their input; the others never do.
 
     Returns:
-        A module without parameters; the same shape in and out.
+        A module with the same shape in and out; only "adaptive" has parameters, one set for each module made.
 
     Raises:
         ValueError: if the name is unknown.
@@ -114,4 +151,4 @@ def make_activation(name: str, *, inplace: bool = False) -> nn.Module:
         return nn.ReLU(inplace=inplace)
     if name == "gelu":
         return nn.GELU()
-    return nn.Mish()
+    return nn.Mish() if name == "mish" else Adaptive()

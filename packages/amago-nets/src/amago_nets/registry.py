@@ -21,6 +21,8 @@ _ClassT = TypeVar("_ClassT", bound=type)
 # The modules that register the built-in members of a kind; imported on the first lookup, never before.
 _PROVIDERS: dict[str, tuple[str, ...]] = {
     "tstep_encoder": ("amago_nets.tstep_encoders",),
+    "obs_encoder": ("amago_nets.tstep_encoders",),
+    "cnn": ("amago_nets.cnn",),
     "traj_encoder": ("amago_nets.traj_encoders",),
     "actor": ("amago_nets.heads",),
     "critic": ("amago_nets.heads",),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor
@@ -11,7 +11,7 @@ from torch import Tensor
 from .validation import check_choice, check_int
 
 ArrayKind = Literal["vector", "image", "tokens"]
-ActionKind = Literal["discrete", "continuous", "multi_binary"]
+ActionKind = Literal["discrete", "continuous", "multi_binary", "multi_discrete"]
 
 DTYPES = (
     "bool",
@@ -78,13 +78,28 @@ class ArraySpec:
         return product
 
 
+def check_nvec(nvec: Any) -> None:
+    """Refuses anything but the sizes of one choice or more.
+
+    Args:
+        nvec: value to check.
+
+    Raises:
+        ValueError: if `nvec` is not a non-empty tuple of integers >= 1.
+    """
+    if not isinstance(nvec, tuple) or not nvec or any(type(n) is not int or n < 1 for n in nvec):
+        raise ValueError(f"nvec={nvec!r} is not allowed; give a non-empty tuple of integers >= 1")
+
+
 @dataclass(frozen=True)
 class ActionSpec:
     """The action of one timestep.
 
     Attributes:
-        kind: "discrete" (an index), "continuous" (`A` numbers in [-1, 1]) or "multi_binary" (`A` bits).
-        size: number of discrete actions, or number of dimensions.
+        kind: "discrete" (an index), "continuous" (`A` numbers in [-1, 1]), "multi_binary" (`A` bits) or
+            "multi_discrete" (`M` indices).
+        size: number of discrete actions, or number of dimensions; for "multi_discrete" `sum(nvec)`.
+        nvec: number of options of each of the `M` choices; only for "multi_discrete".
 
     Raises:
         ValueError: if a field is not allowed.
@@ -92,33 +107,52 @@ class ActionSpec:
 
     kind: ActionKind
     size: int
+    nvec: tuple[int, ...] | None = None
 
     def __post_init__(self) -> None:
         check_choice("kind", self.kind, get_args(ActionKind))
         check_int("size", self.size)
+        if self.kind == "multi_discrete":
+            check_nvec(self.nvec)
+            if self.size != sum(self.nvec or ()):
+                raise ValueError(f"size={self.size!r} is not allowed with nvec={self.nvec}; give their sum")
+        elif self.nvec is not None:
+            raise ValueError(f"nvec={self.nvec!r} is not allowed with kind={self.kind!r}; give None")
 
     @property
     def is_discrete(self) -> bool:
-        """True if actions are indices."""
+        """True if an action is one index."""
         return self.kind == "discrete"
 
     def encode(self, action: Tensor) -> Tensor:
         """Turns stored actions into what networks take.
 
         Args:
-            action: discrete: `[...]` integers, -1 means "no previous action"; otherwise `[..., A]` of any dtype.
+            action: discrete: `[...]` integers; multi-discrete: `[..., M]` integers; -1 means "no previous action".
+                Otherwise `[..., A]` of any dtype.
 
         Returns:
-            `[..., A]` float32: one-hot rows for discrete actions (all zeros for -1), else the values.
+            `[..., A]` float32: one-hot rows for discrete actions (all zeros for -1), those of all choices side by side
+            for multi-discrete ones, else the values.
 
         Raises:
             ValueError: if the dtype or the last axis does not fit the kind.
         """
+        if self.kind in ("discrete", "multi_discrete") and (
+            action.dtype.is_floating_point or action.dtype == torch.bool
+        ):
+            raise ValueError(f"action.dtype={action.dtype} is not allowed for {self.kind} actions; give integers")
         if self.kind == "discrete":
-            if action.dtype.is_floating_point or action.dtype == torch.bool:
-                raise ValueError(f"action.dtype={action.dtype} is not allowed for discrete actions; give integers")
-            # A comparison beats one_hot: no host sync to check the range, any integer dtype, and -1 is no special case.
-            return (action.unsqueeze(-1) == torch.arange(self.size, device=action.device)).float()
-        if action.ndim == 0 or action.shape[-1] != self.size:
-            raise ValueError(f"action.shape={tuple(action.shape)} is not allowed; give [..., {self.size}]")
-        return action.float()
+            return _one_hot(action, self.size).float()
+        last = self.size if self.nvec is None else len(self.nvec)
+        if action.ndim == 0 or action.shape[-1] != last:
+            raise ValueError(f"action.shape={tuple(action.shape)} is not allowed; give [..., {last}]")
+        if self.nvec is None:
+            return action.float()
+        choices = zip(action.unbind(-1), self.nvec, strict=True)
+        return torch.cat([_one_hot(choice, count) for choice, count in choices], dim=-1).float()
+
+
+def _one_hot(index: Tensor, count: int) -> Tensor:
+    # A comparison beats one_hot: no host sync to check the range, any integer dtype, and -1 is no special case.
+    return index.unsqueeze(-1) == torch.arange(count, device=index.device)

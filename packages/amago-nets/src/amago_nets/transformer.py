@@ -32,6 +32,9 @@ class TransformerLayer(nn.Module):
         normformer_norms: adds the norms n2 (width `D`) and n4 (width `F`).
         head_scaling: see `SelfAttention`.
         attention_backend: see `SelfAttention`.
+        sink: see `SelfAttention`.
+        sink_bias: see `SelfAttention`.
+        logit_clip: see `SelfAttention`.
 
     Source: Shleifer et al. (2021), "NormFormer", for n2, n4 and the gain per head.
     """
@@ -51,6 +54,9 @@ class TransformerLayer(nn.Module):
         normformer_norms: bool,
         head_scaling: bool,
         attention_backend: str,
+        sink: int = 0,
+        sink_bias: float = 0.0,
+        logit_clip: float | None = None,
     ) -> None:
         super().__init__()
         self.attention = SelfAttention(
@@ -60,6 +66,9 @@ class TransformerLayer(nn.Module):
             head_scaling=head_scaling,
             dropout_qkv=dropout_qkv,
             dropout_attn=dropout_attn,
+            sink=sink,
+            sink_bias=sink_bias,
+            logit_clip=logit_clip,
             backend=attention_backend,
         )
         extra = norm if normformer_norms else "none"

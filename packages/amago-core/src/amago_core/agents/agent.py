@@ -25,11 +25,19 @@ from amago_core.losses import td
 from amago_core.losses.filters import BinaryFilterConfig, ExpFilterConfig, LeakyFilterConfig
 from amago_core.losses.masking import masked_mean
 from amago_core.losses.popart import PopArtLayer
-from amago_nets.distributions import DiscreteConfig, DistributionConfig, PolicyDistribution, TanhGaussianConfig
-from amago_nets.heads import ActorConfig, NCriticsConfig
+from amago_nets.distributions import (
+    BetaConfig,
+    DiscreteConfig,
+    DistributionConfig,
+    GMMConfig,
+    MultiBinaryConfig,
+    PolicyDistribution,
+    TanhGaussianConfig,
+)
+from amago_nets.heads import ActorConfig, NCriticsConfig, ResidualActorConfig
 from amago_nets.specs import ActionSpec, ArraySpec
-from amago_nets.traj_encoders import FFConfig, GRUConfig, TrajEncoder, TransformerConfig
-from amago_nets.tstep_encoders import FFTstepEncoderConfig, TstepEncoder
+from amago_nets.traj_encoders import TrajEncoder, TrajEncoderConfig
+from amago_nets.tstep_encoders import TstepEncoder, TstepEncoderConfig, default_config
 from amago_offline.batch import Batch
 
 
@@ -76,8 +84,8 @@ class AgentConfig:
     use_target_actor: bool = True
     fake_filter: bool = False
     filter: BinaryFilterConfig | ExpFilterConfig | LeakyFilterConfig = BinaryFilterConfig()
-    policy: DiscreteConfig | TanhGaussianConfig | None = None
-    actor: ActorConfig = ActorConfig()
+    policy: DiscreteConfig | TanhGaussianConfig | BetaConfig | GMMConfig | MultiBinaryConfig | None = None
+    actor: ActorConfig | ResidualActorConfig = ActorConfig()
     critics: NCriticsConfig = NCriticsConfig()
     skip_padding: bool = True
 
@@ -111,17 +119,28 @@ class AgentConfig:
         *,
         obs_specs: dict[str, ArraySpec],
         action_spec: ActionSpec,
-        tstep_encoder: FFTstepEncoderConfig,
-        traj_encoder: FFConfig | GRUConfig | TransformerConfig,
+        tstep_encoder: TstepEncoderConfig | None,
+        traj_encoder: TrajEncoderConfig,
         max_seq_len: int,
     ) -> Agent:
-        """Build the agent's networks for the given observations and actions."""
-        encoder = tstep_encoder.build(obs_specs, action_spec)
+        """Build the agent's networks for the given observations and actions.
+
+        Args:
+            obs_specs: one spec for each observation key.
+            action_spec: the actions of the environment.
+            tstep_encoder: embeds one timestep; None chooses one that suits the observations.
+            traj_encoder: the sequence model.
+            max_seq_len: timesteps the policy can see.
+
+        Returns:
+            An agent with fresh weights.
+        """
+        encoder = (tstep_encoder or default_config(obs_specs)).build(obs_specs, action_spec)
         backbone = traj_encoder.build(encoder.out_dim, max_seq_len)
         return Agent(self, action_spec, encoder, backbone)
 
 
-def default_policy(action_spec: ActionSpec) -> DiscreteConfig | TanhGaussianConfig:
+def default_policy(action_spec: ActionSpec) -> DiscreteConfig | TanhGaussianConfig | MultiBinaryConfig:
     """The action distribution that fits an action space.
 
     Raises:
@@ -132,8 +151,12 @@ def default_policy(action_spec: ActionSpec) -> DiscreteConfig | TanhGaussianConf
             return DiscreteConfig()
         case "continuous":
             return TanhGaussianConfig()
+        case "multi_binary":
+            return MultiBinaryConfig()
         case kind:
-            raise ConfigError(f"action kind {kind!r} has no distribution yet; allowed: 'discrete', 'continuous'")
+            raise ConfigError(
+                f"action kind {kind!r} has no distribution here; allowed: 'discrete', 'continuous', 'multi_binary'"
+            )
 
 
 class Agent(BaseAgent):
@@ -181,7 +204,9 @@ class Agent(BaseAgent):
         self.register_buffer("gammas", torch.tensor(gammas, dtype=torch.float32), persistent=False)
         self._filter = config.filter.build()
         self._values: ListedActionValues | SampledActionValues = (
-            ListedActionValues() if action_spec.kind == "discrete" else SampledActionValues()
+            ListedActionValues()
+            if action_spec.kind == "discrete"
+            else SampledActionValues(differentiable=self.policy_config.differentiable)
         )
 
     @property

@@ -76,7 +76,7 @@ class BaseAgent(nn.Module, abc.ABC):
         """
         prev_action = self.action_spec.encode(batch.prev_action)
         embedded = self.tstep_encoder(_as_dict(batch.obs), prev_action, batch.prev_reward, batch.timestep_mask)
-        states, _ = self.traj_encoder(embedded, batch.time_idx, batch.reset)
+        states, _ = self.traj_encoder(embedded, batch.time_idx, _inner_resets(batch.reset))
         return states
 
     def policy_step(
@@ -102,6 +102,16 @@ class BaseAgent(nn.Module, abc.ABC):
     def device(self) -> torch.device:
         """Where the parameters live."""
         return next(self.parameters()).device
+
+
+def _inner_resets(reset: Tensor) -> Tensor | None:
+    """`[B, L]` bool, or None if no episode begins inside a window: recurrent models are faster without.
+
+    Finding out would stall an accelerator, and break a compiled graph.
+    """
+    if reset.device.type != "cpu" or torch.compiler.is_compiling() or bool(reset[:, 1:].any()):
+        return reset
+    return None
 
 
 def _as_dict(obs: Any) -> dict[str, Tensor]:

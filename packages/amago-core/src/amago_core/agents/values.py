@@ -22,7 +22,7 @@ class StateValues:
 
     Attributes:
         q_taken: `[..., C, G]` value of the action that was taken; carries gradient to critics and state.
-        v_policy: `[..., C, G]` value of the policy's actions; carries gradient to the policy only.
+        v_policy: `[..., C, G]` value of the policy's actions; carries gradient to the policy only, if to anything.
     """
 
     q_taken: Tensor
@@ -57,7 +57,14 @@ def _probs(policy: PolicyDistribution) -> Tensor:
 
 
 class SampledActionValues:
-    """Critics that take one action as input: the policy's value is a mean over K sampled actions."""
+    """Critics that take one action as input: the policy's value is a mean over K sampled actions.
+
+    Args:
+        differentiable: whether samples of the policy carry gradient to it.
+    """
+
+    def __init__(self, *, differentiable: bool = True) -> None:
+        self.differentiable = differentiable
 
     def target(self, critics: nn.Module, state: Tensor, policy: PolicyDistribution, num_samples: int) -> Tensor:
         """Mean value at `state` `[..., D]` of `num_samples` actions of `policy`, as `[..., C, G]`."""
@@ -68,7 +75,8 @@ class SampledActionValues:
         self, critics: nn.Module, state: Tensor, action: Tensor, policy: PolicyDistribution, num_samples: int
     ) -> StateValues:
         """Values at `state` `[..., D]` of `action` `[..., A]` and of sampled actions of `policy`."""
-        samples = torch.stack([policy.rsample() for _ in range(num_samples)])
+        draw = policy.rsample if self.differentiable else policy.sample
+        samples = torch.stack([draw() for _ in range(num_samples)])
         taken = action.unsqueeze(-2).expand(*action.shape[:-1], samples.shape[-2], action.shape[-1])
         frozen = {name: value.detach() for name, value in critics.named_parameters()}
         v_policy = functional_call(critics, frozen, (state.detach(), samples)).mean(0)

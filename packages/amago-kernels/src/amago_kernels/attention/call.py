@@ -13,7 +13,21 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class AttentionCall:
-    """Options of one `attention` call after validation; `reset` is None when it would change nothing."""
+    """One `attention` call after validation: its options, and what it is made of.
+
+    Attributes:
+        causal: as in `attention`.
+        window: as in `attention`; None when it would change nothing.
+        sink: as in `attention`.
+        sink_bias: as in `attention`.
+        logit_clip: as in `attention`.
+        reset: as in `attention`; None when it would change nothing.
+        scale: factor on the scores.
+        dropout: as in `attention`.
+        dtype: of queries, keys and values.
+        device_type: where they are, for example "cuda".
+        head_dim: `E`.
+    """
 
     causal: bool
     window: int | None
@@ -23,6 +37,9 @@ class AttentionCall:
     reset: Tensor | None
     scale: float
     dropout: float
+    dtype: torch.dtype
+    device_type: str
+    head_dim: int
 
     @property
     def plain(self) -> bool:

@@ -1,6 +1,6 @@
 """One timestep of attention per lane over a ring buffer of keys and values.
 
-Dimensions: `B` lanes, `H` heads, `M` slots, `E` head size, `S` slots that are looked at (`S <= M`).
+Dimensions: `B` lanes, `H` heads, `M` slots, `E` head size, `K` slots that are looked at (`K <= M`).
 """
 
 from __future__ import annotations
@@ -15,130 +15,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..dispatch import choose
+from .ring import RingCache
 
 _NEG = float("-inf")
-
-
-@dataclass
-class RingCache:
-    """Keys and values of the last `M` timesteps of every lane; all tensors stay at fixed addresses.
-
-    Timestep `p` of a lane (counted from its last reset) lies in slot `p % M`. Slots a lane has not written since its
-    last reset may hold anything, NaN included: they are never used.
-
-    Attributes:
-        keys: `[B, H, M, E]`.
-        values: `[B, H, M, E]`.
-        length: `[B]` int64, timesteps since the lane's last reset.
-        steps: timesteps decoded since allocation, known to the host: no lane can be longer. None if unknown. It only
-            spares work on slots that no lane has reached yet. Resets leave it alone, so that what one lane computes
-            never depends, not even in rounding, on what happens to another.
-    """
-
-    keys: Tensor
-    values: Tensor
-    length: Tensor
-    steps: int | None = None
-
-    def __post_init__(self) -> None:
-        """Checks the shapes.
-
-        Raises:
-            ValueError: if shapes or dtypes disagree.
-        """
-        if self.keys.dim() != 4 or self.values.shape != self.keys.shape or self.values.dtype != self.keys.dtype:
-            raise ValueError(
-                f"keys {self.keys.dtype} {tuple(self.keys.shape)} and values {self.values.dtype} "
-                f"{tuple(self.values.shape)} must share one dtype and one shape [B, H, M, E]"
-            )
-        if self.length.dtype != torch.int64 or self.length.shape != self.keys.shape[:1]:
-            raise ValueError(
-                f"length is {self.length.dtype} {tuple(self.length.shape)}; give torch.int64 ({self.keys.shape[0]},)"
-            )
-
-    @classmethod
-    def allocate(
-        cls,
-        batch: int,
-        heads: int,
-        slots: int,
-        head_dim: int,
-        *,
-        dtype: torch.dtype = torch.float32,
-        device: torch.device | str | None = None,
-    ) -> RingCache:
-        """An empty cache.
-
-        Args:
-            batch: lanes `B`.
-            heads: `H`.
-            slots: `M`, the timesteps kept per lane.
-            head_dim: `E`.
-            dtype: of keys and values.
-            device: of all tensors.
-
-        Returns:
-            A cache with all lengths 0.
-
-        Raises:
-            ValueError: if a size is below 1.
-        """
-        for name, size in (("batch", batch), ("heads", heads), ("slots", slots), ("head_dim", head_dim)):
-            if size < 1:
-                raise ValueError(f"{name}={size} is not allowed; give an integer >= 1")
-        keys, values = allocate_storage((batch, heads), slots, head_dim, dtype=dtype, device=device)
-        with torch.inference_mode(False):
-            return cls(keys, values, torch.zeros(batch, dtype=torch.int64, device=device), steps=0)
-
-    @property
-    def slots(self) -> int:
-        """`M`, the timesteps kept per lane."""
-        return self.keys.shape[2]
-
-    def advance(self) -> None:
-        """Counts one timestep for every lane, in place."""
-        self.length.add_(1)
-        if self.steps is not None:
-            self.steps += 1
-
-
-def allocate_storage(
-    leading: tuple[int, ...], slots: int, head_dim: int, *, dtype: torch.dtype, device: torch.device | str | None
-) -> tuple[Tensor, Tensor]:
-    """Zeroed keys and values in the memory order that decoding reads fastest.
-
-    Args:
-        leading: leading sizes, for example `(B, H)`.
-        slots: `M`.
-        head_dim: `E`.
-        dtype: of both.
-        device: of both.
-
-    Returns:
-        Keys and values `[*leading, M, E]`. On the CPU, in float32 and float64, the keys lie in memory as
-        `[*leading, E, M]`: the "matmul" backend then runs along the slots, up to 2.5 times as fast.
-    """
-    # Tensors made under inference_mode could never be updated outside of it.
-    with torch.inference_mode(False):
-        values = torch.zeros((*leading, slots, head_dim), dtype=dtype, device=device)
-        if values.device.type == "cpu" and dtype in (torch.float32, torch.float64):
-            return torch.zeros((*leading, head_dim, slots), dtype=dtype, device=device).transpose(-1, -2), values
-        return torch.zeros_like(values), values
-
-
-def reset_lanes(cache: RingCache, mask: Tensor) -> None:
-    """Forgets everything some lanes have seen, in place: lengths become 0, keys and values stay where they are.
-
-    Args:
-        cache: the cache.
-        mask: `[B]` bool; True forgets the lane.
-
-    Raises:
-        ValueError: if `mask` is not `[B]` bool.
-    """
-    if mask.dtype != torch.bool or mask.shape != cache.length.shape:
-        raise ValueError(f"mask is {mask.dtype} {tuple(mask.shape)}; give torch.bool {tuple(cache.length.shape)}")
-    cache.length.masked_fill_(mask, 0)
 
 
 @dataclass(slots=True)
@@ -147,10 +26,10 @@ class DecodePlan:
 
     Attributes:
         place: index of the slot each lane writes, into `[B, H, M, E]`.
-        looked: `S`; later slots have never been written by any lane.
-        hidden: `[B, S]` bool, slots that must not be used; None if the host knows that there are none.
-        sinks: `[B, S]` additive bias of sink timesteps, or None.
-        bias: what is added to the scores, `[B*H, 1, S]` or broadcasting to it: `sinks`, and -inf where hidden.
+        looked: `K`; later slots have never been written by any lane.
+        hidden: `[B, K]` bool, slots that must not be used; None if the host knows that there are none.
+        sinks: `[B, K]` additive bias of sink timesteps, or None.
+        bias: what is added to the scores, `[B*H, 1, K]` or broadcasting to it: `sinks`, and -inf where hidden.
         windowed: True if `hidden` may hold timesteps of the present episode.
     """
 
@@ -167,6 +46,9 @@ def plan_decode(cache: RingCache, *, window: int | None = None, sink: int = 0, s
 
     Several layers that step together hold caches that share one `length` tensor: plan once on the first, pass the
     plan to every `decode_attention`, then call `advance()` on the first.
+
+    With `cache.sink` pinned slots and `window` None or at least `cache.ring - 1`, whatever is stored is visible:
+    hiding slots then costs nothing once every lane has filled them.
 
     Args:
         cache: the cache, before the timestep is written.
@@ -192,42 +74,41 @@ def plan_decode(cache: RingCache, *, window: int | None = None, sink: int = 0, s
         if cache.steps is not None and longest <= cache.steps:
             looked = min(cache.steps + 1, slots)
         has_stale = shortest + 1 < looked
-    windowed = window is not None and window < looked - 1
+    # Pinned timesteps beyond `sink` are seen like any other: within the ring's reach.
+    near = cache.ring - 1 if window is None else min(window, cache.ring - 1)
+    # The oldest timestep that may have to be hidden: what the ring holds, and pinned ones that are no sinks.
+    windowed = near < min(looked, slots if sink < cache.sink else cache.ring) - 1
     place: tuple[slice | Tensor, slice, int | Tensor]
     if shortest == longest:
-        place = (slice(None), slice(None), shortest % slots)
+        pinned = cache.sink
+        place = (slice(None), slice(None), shortest if shortest < pinned else pinned + (shortest - pinned) % cache.ring)
     else:
-        place = (torch.arange(batch, device=device), slice(None), cache.length % slots)
-    if not (has_stale or windowed or (sink > 0 and sink_bias != 0.0)):
+        place = (torch.arange(batch, device=device), slice(None), cache.slot_of(cache.length))
+    biased = sink > 0 and sink_bias != 0.0
+    if not (has_stale or windowed or biased):
         bias = torch.zeros(1, 1, 1, dtype=dtype, device=device)
         return DecodePlan(place, looked, None, None, bias, False)
-    hidden, sinks = _visibility(cache.length[:, None], looked, slots, window, sink, sink_bias, dtype)
-    bias = torch.zeros(hidden.shape, dtype=dtype, device=device) if sinks is None else sinks.clone()
+    hidden, is_sink = _visibility(cache, looked, near if windowed else None, sink if windowed or biased else 0)
+    bias = torch.zeros(hidden.shape, dtype=dtype, device=device)
+    sinks = None
+    if biased and is_sink is not None:
+        bias.masked_fill_(is_sink, sink_bias)
+        sinks = bias.clone()
     bias = bias.masked_fill_(hidden, _NEG)[:, None].expand(batch, heads, looked).reshape(batch * heads, 1, looked)
     return DecodePlan(place, looked, hidden, sinks, bias, windowed)
 
 
-def _visibility(
-    length: Tensor,
-    looked: int,
-    slots: int,
-    window: int | None,
-    sink: int,
-    sink_bias: float,
-    dtype: torch.dtype,
-) -> tuple[Tensor, Tensor | None]:
-    """Which slots are hidden, and the bias of sinks; `length` is `[B, 1]`."""
-    index = torch.arange(looked, device=length.device)
-    hidden = index > length
+def _visibility(cache: RingCache, looked: int, window: int | None, sink: int) -> tuple[Tensor, Tensor | None]:
+    """Which slots are hidden, and which hold sinks, both `[B, K]`, once the present timestep is written."""
+    length = cache.length[:, None]
+    hidden = torch.arange(looked, device=length.device) > length
     if window is None and sink == 0:
         return hidden, None
-    age = (length - index) % slots
-    is_sink = age > length - sink
+    timestep = cache.held_timesteps(cache.length)[:, :looked]
+    is_sink = timestep < sink
     if window is not None:
-        hidden = hidden | ((age > window) & ~is_sink)
-    if sink == 0 or sink_bias == 0.0:
-        return hidden, None
-    return hidden, torch.zeros(hidden.shape, dtype=dtype, device=length.device).masked_fill_(is_sink, sink_bias)
+        hidden = hidden | ((length - timestep > window) & ~is_sink)
+    return hidden, is_sink
 
 
 # What a backend may look at: the dtype of the cache, and whether scores are clipped.
@@ -268,10 +149,12 @@ def decode_attention(
     plan: DecodePlan | None = None,
     backend: str = "auto",
 ) -> Tensor:
-    """Writes one timestep per lane and attends to the lane's last `min(length + 1, M)` timesteps.
+    """Writes one timestep per lane and attends to what the lane remembers of its episode.
 
-    Equal to the last row of `attention` over the lane's history since its reset, restricted to `M` timesteps. Rotary
-    rotation, if any, is the caller's, at absolute times, before the call. For inference: no gradient is recorded.
+    It sees its last `R = cache.ring` timesteps, the present one included, and its first `sink` ones, if the cache
+    pins as many: equal to the last row of `attention` over the lane's history since its reset with the same `sink`
+    and `window=min(window, R - 1)`, however often the ring has wrapped. Rotary rotation, if any, is the caller's, at
+    absolute times, before the call. For inference: no gradient is recorded.
 
     Args:
         q: queries `[B, H, E]`.
@@ -279,8 +162,8 @@ def decode_attention(
         v: values `[B, H, E]`, stored in the dtype of the cache.
         cache: updated in place; nothing is shifted or cloned.
         window: only timesteps of age `<= window` are visible (age 0 is the present one).
-        sink: the first `sink` timesteps since the reset stay visible beyond the window, as long as the ring still
-            holds them.
+        sink: the first `sink` timesteps since the reset stay visible beyond the window: for good if
+            `sink <= cache.sink`; the rest of them only as long as the ring still holds them.
         sink_bias: added to the scaled scores of sink timesteps.
         logit_clip: scores are clamped to `[-logit_clip, logit_clip]` after the sink bias; None is no clamp.
         scale: factor on the scores; by default `E ** -0.5`.

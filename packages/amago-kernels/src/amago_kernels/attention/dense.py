@@ -12,15 +12,19 @@ from torch import Tensor
 
 from ..dispatch import choose
 from .call import AttentionCall
+from .flash import flash_attention, flash_refusal
 from .reference import reference_attention
 from .sdpa import sdpa_attention, sdpa_refusal
 
 # SDPA first: on CPUs it takes 0.6 to 0.7 of the time of explicit matrix products, forward plus backward, with a mask
-# as well as without (benchmarks/kernels_cpu.py), and on GPUs it is PyTorch's own choice of fused kernels.
+# as well as without (benchmarks/kernels_cpu.py), and on GPUs it is PyTorch's own choice of fused kernels. "flash" comes
+# last, behind one that can always serve: only those who ask for the package get it.
 _CANDIDATES: dict[str, Callable[[AttentionCall], str | None]] = {
     "sdpa": sdpa_refusal,
     "reference": lambda call: None,
+    "flash": flash_refusal,
 }
+_BACKENDS = {"sdpa": sdpa_attention, "reference": reference_attention, "flash": flash_attention}
 
 
 def attention(
@@ -52,7 +56,8 @@ def attention(
         reset: `[B, L]` bool; True starts a segment, and a query sees keys of its own segment only.
         scale: factor on the scores; by default `E ** -0.5`.
         dropout: probability that an attention weight is dropped; the caller passes 0 outside training.
-        backend: "auto", "reference" or "sdpa".
+        backend: "auto", "reference", "sdpa", or "flash" (the flash-attn package: bfloat16 and float16 on CUDA devices,
+            causal or not, with or without a window, nothing else).
 
     Returns:
         `[B, L, H, E]` in the dtype of `q`.
@@ -70,10 +75,11 @@ def attention(
         reset=reset if reset is not None and has_interior_reset(reset) else None,
         scale=q.shape[-1] ** -0.5 if scale is None else scale,
         dropout=dropout,
+        dtype=q.dtype,
+        device_type=q.device.type,
+        head_dim=q.shape[-1],
     )
-    if choose("attention", backend, call, _CANDIDATES) == "sdpa":
-        return sdpa_attention(q, k, v, call)
-    return reference_attention(q, k, v, call)
+    return _BACKENDS[choose("attention", backend, call, _CANDIDATES)](q, k, v, call)
 
 
 def has_interior_reset(reset: Tensor) -> bool:

@@ -2,7 +2,23 @@
 
 from __future__ import annotations
 
-from .actor import Actor, ActorConfig
-from .critic import NCritics, NCriticsConfig, discount_feature
+from .actor import Actor, ActorConfig, ActorHead
+from .critic import NCritics, NCriticsConfig
+from .ensemble import CriticEnsemble, CriticEnsembleConfig, discount_feature
+from .residual import ResidualActor, ResidualActorConfig
+from .two_hot import NCriticsTwoHot, NCriticsTwoHotConfig
 
-__all__ = ["Actor", "ActorConfig", "NCritics", "NCriticsConfig", "discount_feature"]
+__all__ = [
+    "Actor",
+    "ActorConfig",
+    "ActorHead",
+    "CriticEnsemble",
+    "CriticEnsembleConfig",
+    "NCritics",
+    "NCriticsConfig",
+    "NCriticsTwoHot",
+    "NCriticsTwoHotConfig",
+    "ResidualActor",
+    "ResidualActorConfig",
+    "discount_feature",
+]

@@ -1,6 +1,6 @@
 """Actor heads: distribution parameters for every discount at once.
 
-Dimensions: `D` state size, `G` discounts, `P` parameters of one action distribution.
+Dimensions: `D` state size, `X` extra inputs, `G` discounts, `P` parameters of one action distribution.
 """
 
 from __future__ import annotations
@@ -8,6 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
+import torch
 from torch import Tensor, nn
 
 from ..mlp import MLP
@@ -44,21 +45,74 @@ class ActorConfig:
         check_dropout("dropout", self.dropout)
         check_choice("activation", self.activation, ACTIVATIONS)
 
-    def build(self, in_dim: int, param_size: int, num_gammas: int) -> Actor:
+    def build(self, in_dim: int, param_size: int, num_gammas: int, *, extra_dim: int = 0) -> Actor:
         """Builds the head.
 
         Args:
             in_dim: state size `D`.
             param_size: parameters `P` of one distribution, see `DistributionConfig.param_size`.
             num_gammas: number of discounts `G`.
+            extra_dim: features `X` that the head sees beside the state.
 
         Returns:
             A module with random weights.
         """
-        return Actor(self, in_dim, param_size, num_gammas)
+        return Actor(self, in_dim, param_size, num_gammas, extra_dim=extra_dim)
 
 
-class Actor(nn.Module):
+class ActorHead(nn.Module):
+    """What actor heads share: extra inputs, and outputs by discount. A subclass implements `parameters_of`.
+
+    Extra inputs are raw observation entries that should not have to pass the sequence model, such as a mask of the
+    actions that are allowed now. They are appended to the state.
+
+    Args:
+        in_dim: state size `D`.
+        param_size: parameters `P` of one distribution.
+        num_gammas: number of discounts `G`.
+        extra_dim: features `X` beside the state.
+
+    Raises:
+        ValueError: if a size is not allowed.
+    """
+
+    def __init__(self, in_dim: int, param_size: int, num_gammas: int, *, extra_dim: int = 0) -> None:
+        super().__init__()
+        check_int("in_dim", in_dim)
+        check_int("param_size", param_size)
+        check_int("num_gammas", num_gammas)
+        check_int("extra_dim", extra_dim, low=0)
+        self.in_dim = in_dim
+        self.param_size = param_size
+        self.num_gammas = num_gammas
+        self.extra_dim = extra_dim
+
+    def forward(self, state: Tensor, extra: Tensor | None = None) -> Tensor:
+        """Maps states to distribution parameters.
+
+        Args:
+            state: `[..., D]`.
+            extra: `[..., X]`; None if `X` is 0.
+
+        Returns:
+            `[..., G, P]`.
+
+        Raises:
+            ValueError: if `extra` is missing, not wanted, or of the wrong size.
+        """
+        if extra is None and self.extra_dim or extra is not None and extra.shape[-1:] != (self.extra_dim,):
+            seen = None if extra is None else tuple(extra.shape)
+            wanted = f"[..., {self.extra_dim}]" if self.extra_dim else "None"
+            raise ValueError(f"extra has shape {seen}, which is not allowed; give {wanted}")
+        inputs = state if extra is None else torch.cat([state, extra.to(state.dtype)], dim=-1)
+        return self.parameters_of(inputs).unflatten(-1, (self.num_gammas, self.param_size))
+
+    def parameters_of(self, inputs: Tensor) -> Tensor:
+        """Maps `[..., D + X]` to `[..., G P]`."""
+        raise NotImplementedError
+
+
+class Actor(ActorHead):
     """An MLP from states to `G` blocks of distribution parameters.
 
     Args:
@@ -66,21 +120,19 @@ class Actor(nn.Module):
         in_dim: state size `D`.
         param_size: parameters `P` of one distribution.
         num_gammas: number of discounts `G`.
+        extra_dim: features `X` beside the state, see `ActorHead`.
 
     Raises:
         ValueError: if a size is below 1.
     """
 
-    def __init__(self, config: ActorConfig, in_dim: int, param_size: int, num_gammas: int) -> None:
-        super().__init__()
-        check_int("param_size", param_size)
-        check_int("num_gammas", num_gammas)
+    def __init__(
+        self, config: ActorConfig, in_dim: int, param_size: int, num_gammas: int, *, extra_dim: int = 0
+    ) -> None:
+        super().__init__(in_dim, param_size, num_gammas, extra_dim=extra_dim)
         self.config = config
-        self.in_dim = in_dim
-        self.param_size = param_size
-        self.num_gammas = num_gammas
         self.mlp = MLP(
-            in_dim,
+            in_dim + extra_dim,
             config.d_hidden,
             num_gammas * param_size,
             n_layers=config.n_layers,
@@ -88,6 +140,6 @@ class Actor(nn.Module):
             dropout=config.dropout,
         )
 
-    def forward(self, state: Tensor) -> Tensor:
-        """Maps states `[..., D]` to parameters `[..., G, P]`."""
-        return self.mlp(state).unflatten(-1, (self.num_gammas, self.param_size))
+    def parameters_of(self, inputs: Tensor) -> Tensor:
+        """Maps `[..., D + X]` to `[..., G P]`."""
+        return self.mlp(inputs)

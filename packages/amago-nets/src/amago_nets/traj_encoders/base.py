@@ -23,7 +23,12 @@ class TrajEncoder(nn.Module):
         in_dim: features `D` of a timestep.
         out_dim: features `E` of the output.
         max_seq_len: timesteps that attention sees, itself included; recurrent backbones have no such limit.
+
+    Attributes:
+        state_entries: names of tensors that a state must hold; one without them comes from another backbone.
     """
+
+    state_entries: ClassVar[tuple[str, ...]] = ()
 
     def __init__(self, in_dim: int, out_dim: int, max_seq_len: int) -> None:
         super().__init__()
@@ -96,17 +101,49 @@ class TrajEncoder(nn.Module):
             raise ValueError(f"time_idx has shape {tuple(time_idx.shape)}; give {tuple(x.shape[:2])}, like x")
         if reset is not None and (reset.shape != x.shape[:2] or reset.dtype != torch.bool):
             raise ValueError(f"reset is {reset.dtype} {tuple(reset.shape)}; give torch.bool {tuple(x.shape[:2])}")
-        if state is not None and state.lanes != x.shape[0]:
-            raise ValueError(f"state has {state.lanes} lanes; give {x.shape[0]}, one per row of x")
+        self._check_dtype("x", x)
+        if state is not None:
+            self._check_state(state)
+            if state.lanes != x.shape[0]:
+                raise ValueError(f"state has {state.lanes} lanes; give {x.shape[0]}, one per row of x")
 
     def _check_step(self, x: Tensor, time_idx: Tensor, state: State) -> None:
+        self._check_state(state)
         if x.shape != (state.lanes, self.in_dim) or time_idx.shape != (state.lanes,):
             raise ValueError(
                 f"x {tuple(x.shape)} and time_idx {tuple(time_idx.shape)} do not fit; give "
                 f"({state.lanes}, {self.in_dim}) and ({state.lanes},)"
             )
+        self._check_dtype("x", x)
+
+    def _check_state(self, state: State) -> None:
+        if not isinstance(state, State):
+            raise ValueError(f"state is a {type(state).__name__}; give what initial_state of this backbone returned")
+        if self.state_entries and not set(self.state_entries) <= set(state.tensors):
+            raise ValueError(
+                f"state holds {sorted(state.tensors)}, this backbone keeps {sorted(self.state_entries)}; give what "
+                "initial_state of this backbone returned"
+            )
+
+    def _check_dtype(self, name: str, tensor: Tensor) -> None:
+        parameter = self._first_parameter()
+        if parameter is None or tensor.dtype == parameter.dtype:
+            return
+        # Autocast casts between these three, and leaves float64 alone.
+        castable = (torch.float32, torch.bfloat16, torch.float16)
+        both = tensor.dtype in castable and parameter.dtype in castable
+        if not (both and torch.is_autocast_enabled(tensor.device.type)):
+            raise ValueError(f"{name} is {tensor.dtype}; give {parameter.dtype}, like the parameters of the backbone")
+
+    def _first_parameter(self) -> Tensor | None:
+        """The parameter whose device and dtype inputs must have; None if there is no parameter."""
+        # A loop, because older versions of torch.compile know no next() with a default.
+        for parameter in self.parameters():
+            return parameter
+        return None
 
     def _check_lanes(self, state: State, lanes: Tensor) -> None:
+        self._check_state(state)
         if lanes.dtype != torch.bool or lanes.shape != (state.lanes,):
             raise ValueError(f"lanes is {lanes.dtype} {tuple(lanes.shape)}; give torch.bool ({state.lanes},)")
 

@@ -21,21 +21,24 @@ from ..positions import POSITIONS, LearnablePositions, fixed_embedding, rotary_a
 from ..registry import register
 from ..state import State
 from ..transformer import TransformerLayer
-from ..validation import check_bool, check_choice, check_dropout, check_int
+from ..validation import check_bool, check_choice, check_dropout, check_float, check_int
 from .base import TrajEncoder, TrajEncoderConfig
 
 
 class TformerTrajEncoder(TrajEncoder):
     """Linear layer, positions, pre-norm Transformer layers, norm.
 
-    A timestep sees the `max_seq_len` timesteps that end with it, in every layer: the ring buffer holds as many, and
-    longer windows are masked to a band. What older timesteps left in the keys of deeper layers stays visible, in
-    windows as in rollouts.
+    A timestep sees the `max_seq_len` timesteps that end with it, in every layer, or with `window` the `window + 1`
+    ones if these are fewer: the ring buffer holds as many, and longer windows are masked to a band. What older
+    timesteps left in the keys of deeper layers stays visible, in windows as in rollouts.
+
+    With `sink` it also sees the first `sink` timesteps of its episode: the ring buffer pins them. In a window that
+    begins in the middle of an episode, without a state, they are the first ones of the window.
 
     Args:
         config: sizes and choices.
         in_dim: features of a timestep.
-        max_seq_len: slots of the ring buffer.
+        max_seq_len: timesteps that are seen, itself included; sinks come on top.
     """
 
     position_table: LearnablePositions
@@ -46,6 +49,11 @@ class TformerTrajEncoder(TrajEncoder):
         self.head_dim = config.d_model // config.n_heads
         self.positions = config.positions
         self.dropout_emb = config.dropout_emb
+        # What the window hides is never read again: it needs no slots.
+        self.ring = max_seq_len if config.window is None else min(max_seq_len, config.window + 1)
+        self.sink = config.sink
+        self.sink_bias = config.sink_bias
+        self.state_sizes = (config.n_layers, self.n_heads, self.sink + self.ring, self.head_dim, self.sink)
         self.input = nn.Linear(in_dim, config.d_model)
         if config.max_time_idx is not None and config.positions == "learnable":
             self.position_table = LearnablePositions(config.max_time_idx, config.d_model)
@@ -63,6 +71,9 @@ class TformerTrajEncoder(TrajEncoder):
                 normformer_norms=config.normformer_norms,
                 head_scaling=config.head_scaling,
                 attention_backend=config.attention_backend,
+                sink=config.sink,
+                sink_bias=config.sink_bias,
+                logit_clip=config.logit_clip,
             )
             for _ in range(config.n_layers)
         )
@@ -82,15 +93,15 @@ class TformerTrajEncoder(TrajEncoder):
     ) -> tuple[Tensor, State | None]:
         """See `TrajEncoder.forward`."""
         self._check_window(x, time_idx, reset, state)
+        memory = None if state is None else self._memory(state)
+        if memory is not None:
+            self._check_dtype("state", memory["keys"])
         hidden, rotary = self._embed(x, time_idx)
         if self.training and self.dropout_emb > 0.0:
             hidden = F.dropout(hidden, self.dropout_emb)
-        prefill = None
-        if state is not None:
-            prefill = Prefill(_own(state), x.shape[1], reset)
-        window = self.max_seq_len - 1
+        prefill = None if memory is None else Prefill(memory, x.shape[1], reset)
         for i, layer in enumerate(self.layers):
-            hidden = layer(hidden, rotary=rotary, window=window, reset=reset, prefill=prefill, layer=i)
+            hidden = layer(hidden, rotary=rotary, window=self.ring - 1, reset=reset, prefill=prefill, layer=i)
         if prefill is not None:
             prefill.finish()
         return self.norm(hidden), state
@@ -100,17 +111,17 @@ class TformerTrajEncoder(TrajEncoder):
     ) -> TransformerState:
         """See `TrajEncoder.initial_state`."""
         place, kind = self._placement(device, dtype)
-        return TransformerState.allocate(
-            len(self.layers), lanes, self.n_heads, self.max_seq_len, self.head_dim, dtype=kind, device=place
-        )
+        layers, heads, slots, head_dim, sink = self.state_sizes
+        return TransformerState.allocate(layers, lanes, heads, slots, head_dim, sink=sink, dtype=kind, device=place)
 
     @torch.no_grad()
     def step(self, x: Tensor, time_idx: Tensor, state: State) -> Tensor:
         """See `TrajEncoder.step`."""
         self._check_step(x, time_idx, state)
-        memory = _own(state)
+        memory = self._memory(state)
+        self._check_dtype("state", memory["keys"])
         hidden, rotary = self._embed(x, time_idx)
-        plan = plan_decode(memory.clock)
+        plan = plan_decode(memory.clock, sink=self.sink, sink_bias=self.sink_bias)
         for layer, cache in zip(self.layers, memory.caches, strict=True):
             hidden = layer.step(hidden, cache, plan, rotary=rotary)
         memory.clock.advance()
@@ -119,13 +130,22 @@ class TformerTrajEncoder(TrajEncoder):
     def reset_state(self, state: State, lanes: Tensor) -> None:
         """See `TrajEncoder.reset_state`; only lengths change, old keys and values are never read again."""
         self._check_lanes(state, lanes)
-        reset_lanes(_own(state).clock, lanes)
+        reset_lanes(self._memory(state).clock, lanes)
 
+    def _first_parameter(self) -> Tensor:
+        # Walking over all parameters at every step takes longer than all other checks together.
+        return self.input.weight
 
-def _own(state: State) -> TransformerState:
-    if not isinstance(state, TransformerState):
-        raise ValueError(f"state is a {type(state).__name__}; give what initial_state of this backbone returned")
-    return state
+    def _memory(self, state: State) -> TransformerState:
+        """The state, if this backbone or one of its sizes made it."""
+        if not isinstance(state, TransformerState):
+            raise ValueError(f"state is a {type(state).__name__}; give what initial_state of this backbone returned")
+        if state.sizes != self.state_sizes:
+            raise ValueError(
+                f"state holds (layers, heads, slots, head size, pinned slots) {state.sizes}, this backbone keeps "
+                f"{self.state_sizes}; give what initial_state of this backbone returned"
+            )
+        return state
 
 
 @register("transformer")
@@ -149,7 +169,15 @@ class TransformerConfig(TrajEncoderConfig):
         sigma_reparam: learned spectral norms; the learner must call `update_spectral_norms` once per optimiser step.
         normformer_norms: two more norms per layer.
         head_scaling: a learned gain per head.
-        attention_backend: backend of `amago_kernels.attention` for windows.
+        window: timesteps before the present one that it sees, at most `max_seq_len - 1`; None is `max_seq_len - 1`.
+            Training windows may be longer than what a timestep sees.
+        sink: the first `sink` timesteps of an episode stay visible for good (of the training window, if that begins
+            later); they come on top of `max_seq_len` and `window`.
+        sink_bias: added to the scaled scores of these timesteps.
+        logit_clip: scaled scores are clamped to `[-logit_clip, logit_clip]`, after the bias; None is no clamp.
+        attention_backend: backend of `amago_kernels.attention` for windows: "auto", "reference", "sdpa" or "flash".
+            "flash" needs the flash-attn package, bfloat16 or float16 on a CUDA device (`module.to(torch.bfloat16)` or
+            `torch.autocast`), and serves windows without resets and without a state; no `sink`, no `logit_clip`.
     """
 
     d_model: int = 256
@@ -167,6 +195,10 @@ class TransformerConfig(TrajEncoderConfig):
     sigma_reparam: bool = True
     normformer_norms: bool = True
     head_scaling: bool = True
+    window: int | None = None
+    sink: int = 0
+    sink_bias: float = 0.0
+    logit_clip: float | None = None
     attention_backend: str = "auto"
 
     def __post_init__(self) -> None:
@@ -180,6 +212,14 @@ class TransformerConfig(TrajEncoderConfig):
         for name in ("d_ff", "max_time_idx"):
             if getattr(self, name) is not None:
                 check_int(name, getattr(self, name))
+        check_int("sink", self.sink, low=0)
+        check_float("sink_bias", self.sink_bias)
+        if self.window is not None:
+            check_int("window", self.window, low=0)
+        if self.logit_clip is not None:
+            check_float("logit_clip", self.logit_clip)
+            if self.logit_clip <= 0.0:
+                raise ValueError(f"logit_clip={self.logit_clip!r} is not allowed; give None or a number > 0")
         for name in ("dropout_ff", "dropout_emb", "dropout_attn", "dropout_qkv"):
             check_dropout(name, getattr(self, name))
         for name in ("sigma_reparam", "normformer_norms", "head_scaling"):

@@ -1,83 +1,37 @@
-"""Timestep encoders: one vector per timestep from observation, previous reward and previous action.
+"""Feed-forward encoders of feature vectors.
 
-Dimensions: `A` action size, `F` input features. `...` stands for any leading axes: `[B, L]` in
-training, `[B]` when acting.
+Dimensions: `A` action size, `F` input features. `...` stands for any leading axes: `[B, L]` in training, `[B]` when
+acting.
 """
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import ClassVar
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from .input_norm import MaskedInputNorm
-from .mlp import MLP
-from .norms import ACTIVATIONS, NORMS, make_norm
-from .registry import register
-from .specs import ActionSpec, ArraySpec
-from .validation import check_bool, check_choice, check_int
-
-
-def symlog(x: Tensor) -> Tensor:
-    """Symmetric logarithm `sign(x) ln(1 + |x|)`; any shape.
-
-    Source: Hafner et al. (2023), "Mastering Diverse Domains through World Models".
-    """
-    return x.sign() * x.abs().log1p()
-
-
-class TstepEncoder(nn.Module, ABC):
-    """Base class of timestep encoders: no mixing over time.
-
-    Attributes:
-        out_dim: size of the output vector.
-    """
-
-    out_dim: int
-
-    @abstractmethod
-    def forward(
-        self,
-        obs: Mapping[str, Tensor],
-        prev_action: Tensor,
-        prev_reward: Tensor,
-        mask: Tensor | None = None,
-    ) -> Tensor:
-        """Encodes every timestep on its own.
-
-        Args:
-            obs: observation arrays, `[..., *shape]` each.
-            prev_action: `[..., A]` float, see `ActionSpec.encode`.
-            prev_reward: `[...]` float.
-            mask: `[...]` bool, True is a real timestep; None is all real. What lies elsewhere can change neither
-                statistics nor gradients.
-
-        Returns:
-            `[..., out_dim]`; undefined, but finite, where `mask` is False.
-        """
-
-
-@dataclass(frozen=True, kw_only=True)
-class TstepEncoderConfig(ABC):
-    """Base class of timestep encoder configs."""
-
-    registry_kind: ClassVar[str] = "tstep_encoder"
-
-    @abstractmethod
-    def build(self, obs_specs: Mapping[str, ArraySpec], action_spec: ActionSpec) -> TstepEncoder:
-        """Builds the encoder.
-
-        Args:
-            obs_specs: one spec for each observation key.
-            action_spec: the action of one timestep.
-
-        Returns:
-            A module with random weights.
-        """
+from ..input_norm import MaskedInputNorm
+from ..mlp import MLP
+from ..norms import ACTIVATIONS, NORMS, make_norm
+from ..registry import register
+from ..specs import ActionSpec, ArraySpec
+from ..validation import check_bool, check_choice, check_int
+from .base import (
+    ObsEncoder,
+    ObsEncoderConfig,
+    TstepEncoder,
+    TstepEncoderConfig,
+    check_inputs,
+    check_obs_keys,
+    flatten_tail,
+    meta_features,
+    raw_dtype,
+    select_specs,
+    symlog,
+    zero_padding,
+)
 
 
 @register("ff")
@@ -124,13 +78,7 @@ class FFTstepEncoderConfig(TstepEncoderConfig):
         check_choice("out_norm", self.out_norm, NORMS)
         for name in ("normalize_inputs", "hide_prev_action", "hide_prev_reward", "auto_scale", "symlog_inputs"):
             check_bool(name, getattr(self, name))
-        if self.obs_keys is not None:
-            is_sequence = isinstance(self.obs_keys, (tuple, list))
-            if not is_sequence or not self.obs_keys or any(not isinstance(key, str) for key in self.obs_keys):
-                raise ValueError(
-                    f"obs_keys={self.obs_keys!r} is not allowed; give None or a tuple of one or more names"
-                )
-            object.__setattr__(self, "obs_keys", tuple(self.obs_keys))
+        object.__setattr__(self, "obs_keys", check_obs_keys(self.obs_keys))
 
     def build(self, obs_specs: Mapping[str, ArraySpec], action_spec: ActionSpec) -> FFTstepEncoder:
         """Builds the encoder; see the base class.
@@ -145,7 +93,7 @@ class FFTstepEncoder(TstepEncoder):
     """Flattened observations, reward and action through a running input norm, an MLP and an output norm.
 
     Features are ordered: observation keys alphabetically, previous reward, previous action. Integer and boolean
-    observations are cast, not embedded.
+    observations are cast, not embedded; images are flattened.
 
     Args:
         config: options.
@@ -160,14 +108,11 @@ class FFTstepEncoder(TstepEncoder):
         self, config: FFTstepEncoderConfig, obs_specs: Mapping[str, ArraySpec], action_spec: ActionSpec
     ) -> None:
         super().__init__()
-        keys = tuple(obs_specs) if config.obs_keys is None else config.obs_keys
-        unknown = [key for key in keys if key not in obs_specs]
-        if unknown or not keys:
-            raise ValueError(f"obs_keys={keys!r} is not allowed; give a subset of {sorted(obs_specs)}")
         self.config = config
-        self.obs_keys = tuple(sorted(set(keys)))
-        self._obs_ndims = tuple(len(obs_specs[key].shape) for key in self.obs_keys)
-        self.in_dim = sum(obs_specs[key].numel for key in self.obs_keys) + 1 + action_spec.size
+        self._specs = select_specs(obs_specs, config.obs_keys)
+        self._action_size = action_spec.size
+        self.obs_keys = tuple(self._specs)
+        self.in_dim = sum(spec.numel for spec in self._specs.values()) + 1 + action_spec.size
         floor = self.in_dim if config.auto_scale else 1
         self.out_dim = max(config.d_output, floor)
         self.input_norm = MaskedInputNorm(self.in_dim) if config.normalize_inputs else None
@@ -194,21 +139,17 @@ class FFTstepEncoder(TstepEncoder):
 
         Returns:
             `[..., F]`, float64 if the weights are, else float32.
+
+        Raises:
+            ValueError: if an observation is missing or a shape is wrong.
         """
-        weight_dtype = next(self.mlp.parameters()).dtype
-        dtype = torch.float64 if weight_dtype == torch.float64 else torch.float32
-        parts = [
-            _flatten_tail(obs[key], ndim).to(dtype) for key, ndim in zip(self.obs_keys, self._obs_ndims, strict=True)
-        ]
-        reward = prev_reward.unsqueeze(-1).to(dtype)
-        action = prev_action.to(dtype)
-        parts.append(torch.zeros_like(reward) if self.config.hide_prev_reward else reward)
-        parts.append(torch.zeros_like(action) if self.config.hide_prev_action else action)
-        x = torch.cat(parts, dim=-1)
-        if mask is not None:
-            # Not only for the statistics: a NaN under the padding times a zero gradient is a NaN in the weights.
-            x = x.masked_fill(~mask.unsqueeze(-1), 0.0)
-        return symlog(x) if self.config.symlog_inputs else x
+        check_inputs(self._specs, self._action_size, obs, prev_action, prev_reward, mask)
+        dtype = raw_dtype(next(self.mlp.parameters()).dtype)
+        parts = [flatten_tail(obs[key], len(spec.shape)).to(dtype) for key, spec in self._specs.items()]
+        config = self.config
+        parts.append(meta_features(prev_action, prev_reward, dtype, config.hide_prev_action, config.hide_prev_reward))
+        x = zero_padding(torch.cat(parts, dim=-1), mask)
+        return symlog(x) if config.symlog_inputs else x
 
     def forward(
         self,
@@ -227,6 +168,9 @@ class FFTstepEncoder(TstepEncoder):
 
         Returns:
             `[..., out_dim]`.
+
+        Raises:
+            ValueError: if an observation is missing or a shape is wrong.
         """
         x = self.features(obs, prev_action, prev_reward, mask)
         if self.input_norm is not None:
@@ -234,8 +178,74 @@ class FFTstepEncoder(TstepEncoder):
         return self.out_norm(self.mlp(x.to(next(self.mlp.parameters()).dtype)))
 
 
-def _flatten_tail(x: Tensor, ndim: int) -> Tensor:
-    """Flattens the last `ndim` axes into one; a scalar gets an axis of size 1."""
-    if ndim == 0:
-        return x.unsqueeze(-1)
-    return x if ndim == 1 else x.flatten(-ndim)
+@register("vector")
+@dataclass(frozen=True, kw_only=True)
+class VectorEncoderConfig(ObsEncoderConfig):
+    """Options of `VectorEncoder`.
+
+    Attributes:
+        n_layers: number of hidden layers.
+        d_hidden: size of every hidden layer.
+        d_output: size of the output.
+        activation: see `amago_nets.norms.ACTIVATIONS`.
+        norm: norm before each hidden activation, see `amago_nets.norms.NORMS`.
+        normalize_inputs: running normalisation of the input features.
+        symlog_inputs: squash all features by `symlog` before anything else.
+
+    Raises:
+        ValueError: if a field is not allowed.
+    """
+
+    n_layers: int = 1
+    d_hidden: int = 256
+    d_output: int = 128
+    activation: str = "leaky_relu"
+    norm: str = "none"
+    normalize_inputs: bool = True
+    symlog_inputs: bool = False
+
+    def __post_init__(self) -> None:
+        for name in ("n_layers", "d_hidden", "d_output"):
+            check_int(name, getattr(self, name))
+        check_choice("activation", self.activation, ACTIVATIONS)
+        check_choice("norm", self.norm, NORMS)
+        for name in ("normalize_inputs", "symlog_inputs"):
+            check_bool(name, getattr(self, name))
+
+    def build(self, spec: ArraySpec, *, key: str = "observation") -> VectorEncoder:
+        """Builds the part; see the base class."""
+        return VectorEncoder(self, spec, key=key)
+
+
+class VectorEncoder(ObsEncoder):
+    """One observation, cast and flattened, through a running input norm and an MLP.
+
+    Args:
+        config: options.
+        spec: the observation of one timestep, of any kind.
+        key: name of the observation, for error messages.
+    """
+
+    def __init__(self, config: VectorEncoderConfig, spec: ArraySpec, *, key: str = "observation") -> None:
+        super().__init__(spec, key=key)
+        self.config = config
+        self.out_dim = config.d_output
+        self.input_norm = MaskedInputNorm(spec.numel) if config.normalize_inputs else None
+        self.mlp = MLP(
+            spec.numel,
+            config.d_hidden,
+            config.d_output,
+            n_layers=config.n_layers,
+            activation=config.activation,
+            norm=config.norm,
+        )
+
+    def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
+        """Maps `[..., *shape]` to `[..., out_dim]`; see the base class."""
+        dtype = next(self.mlp.parameters()).dtype
+        x = flatten_tail(self._take(x, mask), len(self.spec.shape)).to(raw_dtype(dtype))
+        if self.config.symlog_inputs:
+            x = symlog(x)
+        if self.input_norm is not None:
+            x = self.input_norm(x, mask)
+        return self.mlp(x.to(dtype))

@@ -1,0 +1,61 @@
+"""What operations ask of their inputs."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def accumulation_dtype(*tensors: Tensor | None) -> torch.dtype:
+    """The dtype to compute and keep states in: float32, or float64 if any input is.
+
+    Args:
+        tensors: inputs; None is skipped.
+
+    Returns:
+        `torch.float32` or `torch.float64`.
+    """
+    wide = any(tensor is not None and tensor.dtype == torch.float64 for tensor in tensors)
+    return torch.float64 if wide else torch.float32
+
+
+def drop_idle(reset: Tensor | None) -> Tensor | None:
+    """Forgets resets of which the host can see, without a stall, that there are none; not to be traced.
+
+    Args:
+        reset: `[B, L]` bool or None.
+
+    Returns:
+        `reset`, or None.
+    """
+    return None if reset is None or (reset.device.type == "cpu" and not bool(reset.any())) else reset
+
+
+def check_shape(name: str, tensor: Tensor | None, shape: tuple[int, ...]) -> None:
+    """Refuses a tensor of another shape.
+
+    Args:
+        name: of the argument, for the message.
+        tensor: the argument; None passes.
+        shape: what it should have.
+
+    Raises:
+        ValueError: if the shapes differ.
+    """
+    if tensor is not None and tuple(tensor.shape) != shape:
+        raise ValueError(f"{name} has shape {tuple(tensor.shape)}; give {shape}")
+
+
+def check_reset(reset: Tensor | None, batch: int, length: int) -> None:
+    """Refuses resets that are not one bool per timestep.
+
+    Args:
+        reset: the argument; None passes.
+        batch: `B`.
+        length: `L`.
+
+    Raises:
+        ValueError: if dtype or shape differ.
+    """
+    if reset is not None and (reset.dtype != torch.bool or tuple(reset.shape) != (batch, length)):
+        raise ValueError(f"reset is {reset.dtype} {tuple(reset.shape)}; give torch.bool {(batch, length)}")

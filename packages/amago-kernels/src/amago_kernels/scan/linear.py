@@ -1,0 +1,170 @@
+"""Elementwise linear recurrences: `h_t = a_t h_{t-1} + b_t`, real or complex.
+
+Dimensions: `B` batch, `L` timesteps, `D` channels; complex numbers are pairs on a last axis of 2.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..dispatch import choose
+from ..inputs import accumulation_dtype, check_reset, check_shape, drop_idle
+from .blocked import scan_into
+from .reference import linear_reference, multiply_pairs
+
+_CANDIDATES: dict[str, Callable[[Tensor], str | None]] = {
+    "blocked": lambda b: None,
+    "reference": lambda b: None,
+}
+
+
+def linear_scan(
+    a: Tensor,
+    b: Tensor,
+    *,
+    initial_state: Tensor | None = None,
+    reset: Tensor | None = None,
+    pairs: bool = False,
+    backend: str = "auto",
+) -> tuple[Tensor, Tensor]:
+    """All states of `h_t = a_t h_{t-1} + b_t`, with resets at any timestep.
+
+    Args:
+        a: factors `[B, L, D]`, or anything that broadcasts to it, such as `[D]`.
+        b: terms `[B, L, D]`.
+        initial_state: `[B, D]`, the state before the first timestep; zeros by default.
+        reset: `[B, L]` bool; True takes the state before that timestep as zero, the initial state included.
+        pairs: numbers are complex, (real, imaginary) on a last axis of 2 that every tensor but `reset` has, as
+            `torch.view_as_real` makes it.
+        backend: "auto", "reference", or "blocked", which differentiates by one more scan and joins timesteps to blocks
+            where there is little to do per timestep.
+
+    Returns:
+        States like `b`, and the last one, `[B, D]`, in the dtype that was computed in: float32, or float64 if an
+        input is.
+
+    Raises:
+        ValueError: if shapes disagree, or the backend cannot serve the call.
+    """
+    _check(a, b, initial_state, reset, pairs)
+    chosen = choose("linear_scan", backend, b, _CANDIDATES)
+    dtype = accumulation_dtype(a, b, initial_state)
+    state = torch.zeros_like(b[:, 0], dtype=dtype) if initial_state is None else initial_state.to(dtype)
+    factors = a.to(dtype).expand(b.shape)
+    if chosen == "blocked":
+        h = _scan(factors, b.to(dtype), state, reset, pairs)
+    else:
+        h = linear_reference(factors, b.to(dtype), state, reset, pairs)
+    return h.to(b.dtype), h[:, -1].clone()
+
+
+@torch.no_grad()
+def linear_scan_step(a: Tensor, b: Tensor, state: Tensor, *, pairs: bool = False) -> Tensor:
+    """One timestep of `linear_scan`, for acting: no gradients.
+
+    Args:
+        a: factors `[B, D]`, or anything that broadcasts to it.
+        b: terms `[B, D]`.
+        state: `[B, D]`, updated in place.
+        pairs: as in `linear_scan`.
+
+    Returns:
+        The new state in the dtype of `b`; no view of `state`.
+    """
+    factors, terms = a.to(state.dtype), b.to(state.dtype)
+    h = (multiply_pairs(factors, state) if pairs else factors * state) + terms
+    state.copy_(h)
+    return h.to(b.dtype)
+
+
+@torch.library.custom_op(
+    "amago_kernels::linear_scan",
+    mutates_args=(),
+    schema="(Tensor a, Tensor b, Tensor state, Tensor? reset, bool pairs) -> Tensor",
+)
+def _scan(a: Tensor, b: Tensor, state: Tensor, reset: Tensor | None, pairs: bool) -> Tensor:
+    out = torch.empty(b.shape, dtype=b.dtype, device=b.device)
+    numbers, factors, terms, before = (_numbers(x, pairs) for x in (out, a, b, state))
+    scan_into(numbers, factors, terms, before, drop_idle(reset))
+    return out
+
+
+@_scan.register_fake
+def _(a: Tensor, b: Tensor, state: Tensor, reset: Tensor | None, pairs: bool) -> Tensor:
+    return torch.empty(b.shape, dtype=b.dtype, device=b.device)
+
+
+@torch.library.custom_op(
+    "amago_kernels::linear_scan_backward",
+    mutates_args=(),
+    schema="(Tensor grad, Tensor a, Tensor h, Tensor state, Tensor? reset, bool pairs) -> (Tensor, Tensor, Tensor)",
+)
+def _scan_backward(
+    grad: Tensor, a: Tensor, h: Tensor, state: Tensor, reset: Tensor | None, pairs: bool
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The gradients of `a`, `b` and the initial state; that of `b` is the scan of `grad` back in time."""
+    grads = [torch.empty(x.shape, dtype=h.dtype, device=h.device) for x in (h, h, state)]
+    grad_a, grad_b, grad_state = (_numbers(x, pairs) for x in grads)
+    grad, a, h, state = (_numbers(x, pairs) for x in (grad, a, h, state))
+    reset = drop_idle(reset)
+    # Conjugates on the way in and out, in place, so that neither `a` nor `h` needs a conjugated copy.
+    if pairs:
+        grad = torch.conj_physical(grad, out=grad_b)
+    grad_b[:, -1] = grad[:, -1]
+    later = None if reset is None else reset[:, 1:]
+    scan_into(grad_b[:, :-1], a[:, 1:], grad[:, :-1], grad_b[:, -1], later, reverse=True)
+    torch.mul(a[:, 0], grad_b[:, 0], out=grad_state)
+    torch.mul(grad_b[:, 0], state, out=grad_a[:, 0])
+    torch.mul(grad_b[:, 1:], h[:, :-1], out=grad_a[:, 1:])
+    for number in (grad_a, grad_b, grad_state):
+        number.conj_physical_()
+    if reset is not None:
+        grad_a.masked_fill_(reset.unsqueeze(-1), 0.0)
+        grad_state.masked_fill_(reset[:, :1], 0.0)
+    return grads[0], grads[1], grads[2]
+
+
+@_scan_backward.register_fake
+def _(
+    grad: Tensor, a: Tensor, h: Tensor, state: Tensor, reset: Tensor | None, pairs: bool
+) -> tuple[Tensor, Tensor, Tensor]:
+    full, first = [torch.empty(x.shape, dtype=h.dtype, device=h.device) for x in (h, state)]
+    return full, torch.empty_like(full), first
+
+
+def _save(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    a, _, state, reset, ctx.pairs = inputs
+    ctx.save_for_backward(a, output, state, reset)
+
+
+def _differentiate(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+    return *_scan_backward(grad, *ctx.saved_tensors, ctx.pairs), None, None
+
+
+_scan.register_autograd(_differentiate, setup_context=_save)
+
+
+def _numbers(x: Tensor, pairs: bool) -> Tensor:
+    """The tensor itself, or its pairs as complex numbers, without a copy where the strides allow it."""
+    if not pairs:
+        return x
+    aligned = x.stride(-1) == 1 and all(stride % 2 == 0 for stride in x.stride()[:-1]) and x.storage_offset() % 2 == 0
+    return torch.view_as_complex(x if aligned else x.contiguous())
+
+
+def _check(a: Tensor, b: Tensor, initial_state: Tensor | None, reset: Tensor | None, pairs: bool) -> None:
+    wanted = "[B, L, D, 2]" if pairs else "[B, L, D]"
+    if b.dim() != (4 if pairs else 3) or b.shape[1] < 1 or (pairs and b.shape[-1] != 2):
+        raise ValueError(f"b has shape {tuple(b.shape)}; give {wanted} with L >= 1")
+    if not (a.is_floating_point() and b.is_floating_point()):
+        raise ValueError(f"a is {a.dtype} and b is {b.dtype}; give floating dtypes (complex numbers with pairs=True)")
+    trailing = tuple(b.shape[b.dim() - a.dim() :])
+    fits = a.dim() <= b.dim() and all(one in (1, other) for one, other in zip(a.shape, trailing, strict=True))
+    if not fits or (pairs and (a.dim() == 0 or a.shape[-1] != 2)):
+        raise ValueError(f"a has shape {tuple(a.shape)}; give one that broadcasts to b, {tuple(b.shape)}")
+    check_shape("initial_state", initial_state, (b.shape[0], *b.shape[2:]))
+    check_reset(reset, b.shape[0], b.shape[1])

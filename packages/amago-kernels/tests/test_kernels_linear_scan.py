@@ -1,0 +1,230 @@
+"""`linear_scan`: every backend against a loop over complex or real numbers in float64, with every gradient."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from amago_kernels import available, linear_scan, linear_scan_step
+from amago_kernels.scan import blocked
+from amago_kernels.testing import assert_close_ratio, poisoned
+
+BACKENDS = available()["linear_scan"]
+KINDS = ["none", "first", "last", "all", "some"]
+
+
+def make_reset(kind, batch, length):
+    reset = torch.zeros(batch, length, dtype=torch.bool)
+    if kind == "first":
+        reset[:, 0] = True
+    elif kind == "last":
+        reset[:, -1] = True
+    elif kind == "all":
+        reset[:] = True
+    elif kind == "some":
+        reset[:] = torch.rand(batch, length, generator=torch.Generator().manual_seed(1)) < 0.1
+    return None if kind == "none" else reset
+
+
+def make_inputs(batch, length, channels, pairs, constant=False):
+    """`a`, `b` and an initial state in float64; factors reach from 0 over tiny ones to beyond 1."""
+    generator = torch.Generator().manual_seed(0)
+    tail = (channels, 2) if pairs else (channels,)
+    a = torch.randn(tail if constant else (batch, length, *tail), generator=generator, dtype=torch.float64) * 0.6
+    if constant:
+        a.clamp_(-0.7, 0.7)
+    flat = a.view(-1)
+    flat[::7], flat[1::11] = 0.0, 1e-30
+    b = torch.randn(batch, length, *tail, generator=generator, dtype=torch.float64)
+    return a, b, torch.randn(batch, *tail, generator=generator, dtype=torch.float64)
+
+
+def loop(a, b, state, reset, pairs):
+    """Lane by lane, timestep by timestep, in Python's `if`s and torch's complex numbers."""
+    if pairs:
+        a, b, state = (torch.view_as_complex(x.contiguous()) for x in (a, b, state))
+    lanes = []
+    for lane, (factors, terms, h) in enumerate(zip(a.expand(b.shape), b, state, strict=True)):
+        states = []
+        for t, (factor, term) in enumerate(zip(factors, terms, strict=True)):
+            if reset is not None and reset[lane, t]:
+                h = torch.zeros_like(h)
+            h = factor * h + term
+            states.append(h)
+        lanes.append(torch.stack(states))
+    out = torch.stack(lanes)
+    return torch.view_as_real(out) if pairs else out
+
+
+def scalar(h, last):
+    generator = torch.Generator().manual_seed(2)
+    weights = [torch.randn(x.shape, generator=generator, dtype=torch.float64) for x in (h, last)]
+    return (h.double() * weights[0]).sum() + (last.double() * weights[1]).sum()
+
+
+def compare(inputs, reset, pairs, backend, dtype, tolerance, resume=True):
+    exact = [x.requires_grad_() for x in inputs]
+    cast = [x.detach().to(dtype).requires_grad_() for x in inputs]
+    start = exact[2] if resume else torch.zeros_like(exact[2])
+    expected = loop(exact[0], exact[1], start, reset, pairs)
+    h, last = linear_scan(
+        cast[0], cast[1], initial_state=cast[2] if resume else None, reset=reset, pairs=pairs, backend=backend
+    )
+    assert h.dtype == dtype
+    assert last.dtype == (torch.float64 if dtype == torch.float64 else torch.float32)
+    assert_close_ratio(h, expected, tolerance, "h")
+    assert_close_ratio(last, expected[:, -1], tolerance, "final state")
+    count = 3 if resume else 2
+    wanted = torch.autograd.grad(scalar(expected, expected[:, -1]), exact[:count], materialize_grads=True)
+    got = torch.autograd.grad(scalar(h, last), cast[:count])
+    for name, one, other in zip(("a", "b", "initial_state"), got, wanted, strict=False):
+        assert_close_ratio(one, other, tolerance, f"gradient of {name}")
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("pairs", [False, True])
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_output_state_and_gradients(backend, pairs, kind):
+    for batch, length in ((3, 1), (3, 63), (2, 130)):
+        inputs = make_inputs(batch, length, 5, pairs)
+        compare(inputs, make_reset(kind, batch, length), pairs, backend, torch.float64, 1e-12)
+
+
+@pytest.mark.parametrize("pairs", [False, True])
+@pytest.mark.parametrize("kind", ["none", "some"])
+@pytest.mark.parametrize("wide", [False, True])
+def test_blocks_and_one_pass_in_float32(wide, kind, pairs, monkeypatch):
+    monkeypatch.setattr(blocked, "WIDE", 1 if wide else 1 << 40)
+    for constant in (False, True):
+        inputs = make_inputs(2, 130, 60, pairs, constant)
+        compare(inputs, make_reset(kind, 2, 130), pairs, "blocked", torch.float32, 1e-5)
+
+
+@pytest.mark.parametrize("length", [31, 32, 33, 272, 520])
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_borders_of_blocks(backend, length):
+    compare(make_inputs(1, length, 2, False), make_reset("some", 1, length), False, backend, torch.float64, 1e-12)
+
+
+@pytest.mark.parametrize("pairs", [False, True])
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_begins_with_zeros(backend, pairs):
+    compare(make_inputs(2, 40, 3, pairs), make_reset("some", 2, 40), pairs, backend, torch.float64, 1e-12, False)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_half_precision_accumulates_in_float32(backend, dtype):
+    inputs = [x.to(dtype).double() for x in make_inputs(2, 63, 8, False)]
+    compare(inputs, make_reset("some", 2, 63), False, backend, dtype, 1e-2)
+    a, b = torch.full((1,), 1.0), torch.full((1, 1000, 1), 2.0**-9, dtype=dtype)
+    assert linear_scan(a, b, backend=backend)[1].item() == 1000 * 2.0**-9
+
+
+@pytest.mark.parametrize("pairs", [False, True])
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_nan_before_a_reset_is_forgotten(backend, pairs):
+    for length, at in ((1, 0), (9, 4), (70, 0), (70, 37)):
+        a, b, _ = make_inputs(2, length, 3, pairs)
+        reset = torch.zeros(2, length, dtype=torch.bool)
+        reset[0, at] = True
+        a[0, :at], b[0, :at] = float("nan"), float("nan")
+        state = poisoned(b[:, 0].shape, dtype=torch.float64)
+        state[1] = 0.0
+        h, last = linear_scan(a, b, initial_state=state, reset=reset, pairs=pairs, backend=backend)
+        assert h[0, :at].isnan().any(dim=-1).all()
+        assert h[0, at:].isfinite().all() and h[1].isfinite().all() and last.isfinite().all()
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_no_gradient_crosses_a_reset(backend):
+    a, b, state = (x.requires_grad_() for x in make_inputs(1, 80, 4, False))
+    reset = torch.zeros(1, 80, dtype=torch.bool)
+    reset[0, 50] = True
+    h, _ = linear_scan(a, b, initial_state=state, reset=reset, backend=backend)
+    grads = torch.autograd.grad(h[:, 50:].sum(), [a, b, state])
+    assert not grads[0][:, :51].any() and not grads[1][:, :50].any() and not grads[2].any()
+    assert grads[1][:, 50].all()
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_products_that_overflow_do_no_harm(backend):
+    a, b = torch.full((1, 200, 3), 40.0), torch.zeros(1, 200, 3)
+    b[:, 180:] = 1.0
+    h, last = linear_scan(a, b, backend=backend)
+    assert not h[:, :180].any() and h.isfinite().all()
+    assert_close_ratio(last, torch.full((1, 3), sum(40.0**n for n in range(20))), 1e-5)
+
+
+@pytest.mark.parametrize("pairs", [False, True])
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_any_strides(backend, pairs):
+    inputs = make_inputs(3, 40, 4, pairs)
+    twisted = [x.transpose(0, -1).contiguous().transpose(0, -1).requires_grad_() for x in inputs]
+    plain = [x.requires_grad_() for x in inputs]
+    reset = make_reset("some", 3, 40)
+    results = []
+    for a, b, state in (plain, twisted):
+        h, last = linear_scan(a, b, initial_state=state, reset=reset.t().contiguous().t(), pairs=pairs, backend=backend)
+        results.append([h, last, *torch.autograd.grad(scalar(h, last), [a, b, state])])
+    for one, other in zip(*results, strict=True):
+        assert_close_ratio(one, other, 1e-14)
+
+
+@pytest.mark.parametrize("pairs", [False, True])
+def test_steps_equal_the_scan(pairs):
+    a, b, state = (x.float() for x in make_inputs(2, 40, 3, pairs))
+    h, last = linear_scan(a, b, initial_state=state, pairs=pairs)
+    lane, address = state.clone(), None
+    for t in range(40):
+        address = address or lane.data_ptr()
+        out = linear_scan_step(a[:, t], b[:, t], lane, pairs=pairs)
+        assert_close_ratio(out, h[:, t], 1e-6)
+        assert out.data_ptr() != lane.data_ptr() == address
+    assert_close_ratio(lane, last, 1e-6)
+    out = linear_scan_step(a[:, 0].bfloat16(), b[:, 0].bfloat16(), lane, pairs=pairs)
+    assert out.dtype == torch.bfloat16 and lane.dtype == torch.float32
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_by_hand(backend):
+    """`i` three times, from 1: `i + 1`, `i (i + 1) + 1 = i`, `i i + 1 = 0`."""
+    state = torch.tensor([[[1.0, 0.0]]])
+    term = torch.tensor([1.0, 0.0]).expand(1, 3, 1, 2)
+    h, _ = linear_scan(torch.tensor([[0.0, 1.0]]), term, initial_state=state, pairs=True, backend=backend)
+    assert h.flatten().tolist() == [1.0, 1.0, 0.0, 1.0, 0.0, 0.0]
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("pairs", [False, True])
+def test_registration(pairs):
+    a, b, state = (x.float().requires_grad_() for x in make_inputs(2, 20, 3, pairs))
+    reset = make_reset("some", 2, 20)
+    arguments = (a, b, state, reset, pairs)
+    torch.library.opcheck(torch.ops.amago_kernels.linear_scan.default, arguments)
+    torch.library.opcheck(torch.ops.amago_kernels.linear_scan.default, (*arguments[:3], None, pairs))
+    h = torch.ops.amago_kernels.linear_scan(*arguments).detach()
+    torch.library.opcheck(
+        torch.ops.amago_kernels.linear_scan_backward.default,
+        (torch.randn_like(h), a.detach(), h, state.detach(), reset, pairs),
+    )
+
+
+def test_refusals_say_why():
+    a, b, state = make_inputs(2, 5, 3, False)
+    with pytest.raises(ValueError, match="b has shape"):
+        linear_scan(a[0], b[0])
+    with pytest.raises(ValueError, match="a has shape"):
+        linear_scan(a[..., :2], b)
+    with pytest.raises(ValueError, match="a has shape"):
+        linear_scan(torch.ones(4, 2, 5, 3), b)
+    with pytest.raises(ValueError, match=r"give \[B, L, D, 2\]"):
+        linear_scan(a, b, pairs=True)
+    with pytest.raises(ValueError, match="initial_state has shape"):
+        linear_scan(a, b, initial_state=state[:1])
+    with pytest.raises(ValueError, match="reset is torch.float32"):
+        linear_scan(a, b, reset=torch.zeros(2, 5))
+    with pytest.raises(ValueError, match="pairs=True"):
+        linear_scan(a, b.to(torch.complex64))
+    with pytest.raises(ValueError, match="backend='cumsum' is not known"):
+        linear_scan(a, b, backend="cumsum")
