@@ -17,7 +17,7 @@ from amago_nets.positions import fixed_embedding
 from amago_nets.traj_encoders import TrajEncoderConfig
 
 NOT_ASKED = -100
-DELAYS = (5, 10, 15, 20)
+DELAY = 20
 COPY_LENGTH = 40
 TOKENS = 8
 CLOCK = 16
@@ -54,19 +54,26 @@ class Recipe:
     batch_size: int = 32
 
 
-def sample_copy(batch_size: int, generator: torch.Generator, training: bool) -> Batch:
+def copy_task(*hints: int) -> Task:
     """Random tokens, and a clock; which token was it 20 timesteps ago?
 
-    In training shorter delays are asked for too, each with logits of its own: they lead the way to 20. The clock is
-    there because only a Transformer looks at the time by itself.
+    The clock is there because only a Transformer looks at the time by itself.
+
+    Args:
+        hints: shorter delays that are asked for too in training, each with logits of its own.
     """
-    tokens = torch.randint(TOKENS, (batch_size, COPY_LENGTH), generator=generator)
-    target = torch.full((batch_size, COPY_LENGTH, len(DELAYS)), NOT_ASKED)
-    for i, delay in enumerate(DELAYS):
-        if training or delay == DELAYS[-1]:
-            target[:, delay:, i] = tokens[:, :-delay]
-    clock = fixed_embedding(torch.arange(COPY_LENGTH), CLOCK).expand(batch_size, COPY_LENGTH, CLOCK)
-    return Batch(torch.cat([F.one_hot(tokens, TOKENS).float(), clock], dim=-1), target)
+    delays = (*hints, DELAY)
+
+    def sample(batch_size: int, generator: torch.Generator, training: bool) -> Batch:
+        tokens = torch.randint(TOKENS, (batch_size, COPY_LENGTH), generator=generator)
+        target = torch.full((batch_size, COPY_LENGTH, len(delays)), NOT_ASKED)
+        for i, delay in enumerate(delays):
+            if training or delay == DELAY:
+                target[:, delay:, i] = tokens[:, :-delay]
+        clock = fixed_embedding(torch.arange(COPY_LENGTH), CLOCK).expand(batch_size, COPY_LENGTH, CLOCK)
+        return Batch(torch.cat([F.one_hot(tokens, TOKENS).float(), clock], dim=-1), target)
+
+    return Task(sample, TOKENS + CLOCK, len(delays), TOKENS, COPY_LENGTH)
 
 
 def sample_corridor(batch_size: int, generator: torch.Generator, training: bool) -> Batch:
@@ -84,10 +91,7 @@ def sample_corridor(batch_size: int, generator: torch.Generator, training: bool)
     return Batch(x, torch.where(asks, cue, NOT_ASKED).unsqueeze(-1))
 
 
-TASKS = {
-    "copy": Task(sample_copy, TOKENS + CLOCK, len(DELAYS), TOKENS, COPY_LENGTH),
-    "corridor": Task(sample_corridor, CUES + NOISE + 1, 1, CUES, CORRIDOR),
-}
+CORRIDOR_TASK = Task(sample_corridor, CUES + NOISE + 1, 1, CUES, CORRIDOR)
 
 
 class Classifier(nn.Module):

@@ -82,7 +82,7 @@ def test_equals_torch(kind, backend, dtype):
     compare(got, inputs, (out, *(tensor[0] for tensor in cell)), [x, *states, *weights], tolerance)
 
 
-@pytest.mark.parametrize("shape", [(2, 1, 3, 4), (3, 63, 5, 8), (1, 130, 4, 3)])
+@pytest.mark.parametrize("shape", [(1, 1, 1, 1), (1, 1, 3, 4), (2, 1, 3, 4), (3, 63, 5, 8), (1, 130, 4, 3)])
 @pytest.mark.parametrize("pattern", PATTERNS)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("kind", LAYERS)

@@ -109,7 +109,8 @@ def _forward(
         length, batch, _ = x.shape
         size = weight_hh.shape[1]
         gates = input_products(x, weight_ih, bias_ih)
-        recurrent = bias_hh.expand_as(gates).contiguous()
+        # Not `contiguous()`: with one row that would be the bias itself.
+        recurrent = bias_hh.expand_as(gates).clone(memory_format=torch.contiguous_format)
         hidden = x.new_empty(length, batch, size)
         may_reset = resets_at(reset, length)
         # Views are made once, all at a time: the loop below is bound by the number of calls.
@@ -245,7 +246,9 @@ def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tens
     ctx.save_for_backward(x, initial_state, weight_ih, weight_hh, hidden, gates, recurrent, reset)
 
 
-def _gradients(ctx: Any, grad: Tensor, *_: None) -> tuple[Tensor | None, ...]:
+def _gradients(ctx: Any, grad: Tensor | None, *_: None) -> tuple[Tensor | None, ...]:
+    if grad is None:
+        return (None,) * 7
     for_x = ctx.needs_input_grad[0]
     grad_x, *others = _backward_op(grad, *ctx.saved_tensors, for_x)
     return grad_x if for_x else None, *others, None
