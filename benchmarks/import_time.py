@@ -15,6 +15,7 @@ from _report import report
 MODULES = {
     "amago_kernels": "torch",
     "amago_nets": "torch",
+    "amago_nets.tstep_encoders, amago_nets.traj_encoders, amago_nets.heads, amago_nets.distributions": "torch",
     "amago_offline": "numpy, torch, tensordict",
     "amago_envs": "gymnasium.vector",
     "amago_core": "torch, gymnasium.vector, tensordict",
