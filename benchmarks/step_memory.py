@@ -1,8 +1,8 @@
 """Acting costs the same however long the history is, and a step copies no cache.
 
 For every backbone, 32 lanes: the median time of a step right after the ring buffer is full, and after ten times as many
-steps; the two take turns, in blocks of steps. Then the bytes that one step allocates, all temporaries included, beside
-the bytes of the state; once with all lanes full and once after one lane was reset.
+steps; the two ages take turns, in blocks of steps, at the same addresses. Then the bytes that one step allocates, all
+temporaries included, beside the bytes of the state; once with all lanes full and once after one lane was reset.
 The script fails if the state grows, if old lanes are slower by a third, or if a Transformer's step allocates more than
 an eighth of its cache: a copy of the keys of one of its two layers would be a quarter.
 
@@ -78,22 +78,26 @@ def measure(name: str, args: argparse.Namespace) -> dict[str, Any]:
     """Times and bytes of one backbone."""
     torch.manual_seed(0)
     module = CONFIGS[name].build(IN_DIM, args.slots).to(args.device).eval()
-    young, old = Lanes(module), Lanes(module)
-    size = size_of(young.state)
-    for lanes, steps in ((young, args.slots), (old, 10 * args.slots)):
+    lanes = Lanes(module)
+    size = size_of(lanes.state)
+    ages = {}
+    for age, steps in (("young", args.slots), ("old", 10 * args.slots)):
         for _ in range(steps):
             lanes.step()
-    times: dict[str, list[float]] = {"young": [], "old": []}
+        ages[age] = lanes.state.state_dict(), lanes.now.clone()
+    times: dict[str, list[float]] = {age: [] for age in ages}
     for _ in range(args.slots // BLOCK):
-        times["young"] += young.timed()
-        times["old"] += old.timed()
+        for age, (snapshot, now) in ages.items():
+            lanes.state.load_state_dict(snapshot)
+            lanes.now.copy_(now)
+            times[age] += lanes.timed()
     medians = {age: sorted(values)[len(values) // 2] for age, values in times.items()}
-    bytes_full = allocated(old.step, old.device)
-    module.reset_state(old.state, torch.arange(LANES, device=old.device) == 3)
-    old.step()
-    bytes_ragged = allocated(old.step, old.device)
-    if size_of(old.state) != size:
-        raise SystemExit(f"{name}: the state grows from {size:,} to {size_of(old.state):,} bytes")
+    bytes_full = allocated(lanes.step, lanes.device)
+    module.reset_state(lanes.state, torch.arange(LANES, device=lanes.device) == 3)
+    lanes.step()
+    bytes_ragged = allocated(lanes.step, lanes.device)
+    if size_of(lanes.state) != size:
+        raise SystemExit(f"{name}: the state grows from {size:,} to {size_of(lanes.state):,} bytes")
     return {
         "backbone": name,
         "step_us_full": 1e6 * medians["young"],

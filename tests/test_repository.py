@@ -71,3 +71,9 @@ def test_constraints_cover_what_is_tested(package: str) -> None:
         assert requirement.specifier.contains(exact[requirement.name]), requirement
         lowest = next(Version(s.version) for s in requirement.specifier if s.operator == ">=")
         assert oldest[requirement.name] == lowest, f"{requirement}: constraints/minimums.txt has another version"
+
+
+def test_other_libraries_share_our_versions() -> None:
+    ours, theirs = pins("ci.txt"), pins("reuse.txt")
+    differ = {name for name in ours.keys() & theirs.keys() if ours[name] != theirs[name]}
+    assert differ == {"tensordict"}  # TorchRL's release wants an older one.
