@@ -22,15 +22,16 @@ from amago_nets.traj_encoders import (
 # A backbone, and how it learns to copy. Gated RNNs find the way to a delay of 20 only over shorter ones.
 GATED = (copy_task(*range(2, 20, 2)), Recipe(3000, 6e-3))
 PLAIN = (copy_task(), Recipe(2000, 3e-3))
-TRANSFORMER = {"d_model": 32, "n_heads": 2, "n_layers": 2, "dropout_ff": 0.0, "dropout_emb": 0.0}
+GENTLE = (copy_task(), Recipe(1000, 1e-3))
+TRANSFORMER = {"d_model": 32, "n_heads": 4, "n_layers": 2, "dropout_ff": 0.0, "dropout_emb": 0.0}
 WITH_MEMORY = {
     "gru": (GRUConfig(d_hidden=128, n_layers=1, d_output=128), GATED),
     "lstm": (LSTMConfig(d_hidden=128, n_layers=1, d_output=128), GATED),
     "min_gru": (MinGRUConfig(d_model=32, n_layers=2), PLAIN),
     "lru": (LRUConfig(d_model=32, n_layers=2), PLAIN),
     "mamba": (MambaConfig(d_model=64, n_layers=1), PLAIN),
-    "transformer_fixed": (TransformerConfig(**TRANSFORMER), PLAIN),
-    "transformer_learnable": (TransformerConfig(positions="learnable", max_time_idx=65, **TRANSFORMER), PLAIN),
+    "transformer_fixed": (TransformerConfig(**TRANSFORMER), GENTLE),
+    "transformer_learnable": (TransformerConfig(positions="learnable", max_time_idx=65, **TRANSFORMER), GENTLE),
     "transformer_rotary": (TransformerConfig(positions="rotary", **TRANSFORMER), PLAIN),
 }
 WITHOUT_MEMORY = {"identity": IdentityConfig(), "ff": FFConfig(d_model=64, n_layers=2)}
