@@ -13,6 +13,7 @@ from amago_core.agents import Agent, AgentConfig
 from amago_core.agents.rows import TransitionRows
 from amago_core.errors import ConfigError
 from amago_nets.distributions import DiscreteConfig
+from amago_nets.heads import NCriticsConfig, NCriticsTwoHotConfig
 
 KINDS = ("discrete", "continuous")
 
@@ -200,6 +201,14 @@ def test_target_networks_move_by_tau() -> None:
         {"num_critics_td": 5},
         {"online_coeff": 0.0, "offline_coeff": 0.0},
         {"online_coeff": -1.0},
+        {"gammas": 0.9},
+        {"gamma": "0.9"},
+        {"n_step": 1.0},
+        {"policy": "discrete"},
+        {"actor": "residual"},
+        {"actor": NCriticsConfig()},
+        {"critics": NCriticsTwoHotConfig()},
+        {"filter": "exp"},
     ],
 )
 def test_bad_settings_are_refused(settings: dict) -> None:

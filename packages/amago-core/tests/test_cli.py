@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import io
 import os
 import signal
 import subprocess
@@ -112,6 +113,17 @@ def test_refused_options(tmp_path, monkeypatch, capsys, arguments, message):
     monkeypatch.chdir(tmp_path)
     assert message in complaint(["train", "CartPole-v1", *arguments], capsys)
     assert [path.name for path in tmp_path.iterdir()] == ["mine"]
+
+
+def test_refused_where_the_output_is_not_utf8(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    with monkeypatch.context() as patched:
+        patched.setattr(sys, "stdout", io.TextIOWrapper(io.BytesIO(), encoding="ascii"))
+        ends(["train", "CartPole-v1", "--batch-size", "0"], 2)
+        ends(["train", "CartPole-v1", "--batch-sise", "4"], 2)
+    value, option = capsys.readouterr().err.splitlines()
+    assert value == "error: batch_size must be an integer >= 1; got 0"
+    assert option == "error: Unrecognized options: --batch-sise, 4"
 
 
 @pytest.mark.parametrize(

@@ -15,6 +15,7 @@ from amago_core.config import configuration
 from amago_core.config_json import from_json, to_json
 from amago_core.errors import ConfigError, EnvError
 from amago_nets.traj_encoders import GRUConfig
+from amago_nets.tstep_encoders import FFTstepEncoderConfig
 
 
 @pytest.mark.parametrize(
@@ -38,6 +39,8 @@ from amago_nets.traj_encoders import GRUConfig
             {"traj_encoder": "lstm"},
             r"traj_encoder must be a configuration such as TransformerConfig\(\), .* got 'lstm'",
         ),
+        ({"traj_encoder": FFTstepEncoderConfig()}, "traj_encoder must be a configuration such as .* got FFTstep"),
+        ({"tstep_encoder": GRUConfig()}, "tstep_encoder must be a configuration such as .* got GRU"),
         ({"traj_encoder": GRUConfig}, "traj_encoder must be a configuration such as .* got <class"),
         ({"exploration": None}, "exploration must be a configuration such as EpsilonGreedyConfig"),
         ({"learner": 1e-3}, r"learner must be a LearnerConfig\(\); got 0.001"),

@@ -194,6 +194,16 @@ def test_half_precision(backend, dtype):
     assert_close_ratio(out, expected, 1e-2)
 
 
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_autocast_leaves_the_dtype_and_the_reference_alone(backend):
+    q, k, v = make_qkv(2, 33, 2, 16, torch.float32).unbind(2)
+    expected = attention(q, k, v, backend=backend)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        out = attention(q, k, v, backend=backend)
+    assert out.dtype == torch.float32
+    assert_close_ratio(out, expected, 0.0 if backend == "reference" else 1e-2)
+
+
 def test_dropout_drops_weights():
     torch.manual_seed(0)
     q, k, v = make_qkv(2, 32, 2, 8, torch.float32).unbind(2)

@@ -126,6 +126,19 @@ def test_nan_before_a_reset_is_forgotten(backend):
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
+def test_a_dropped_nan_state_is_in_no_gradient(backend):
+    x, weight, bias, _ = (tensor.requires_grad_() for tensor in make_inputs(2, 9, 4, 4))
+    reset = torch.zeros(2, 9, dtype=torch.bool)
+    reset[:, 0] = True
+    grads = []
+    for state in (poisoned((2, 4, 3)), torch.zeros(2, 4, 3)):
+        y, last = causal_conv1d(x, weight, bias, initial_state=state, reset=reset, backend=backend)
+        grads.append(torch.autograd.grad(scalar(y, last), [x, weight, bias]))
+    for one, other in zip(*grads, strict=True):
+        assert torch.equal(one, other)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
 def test_no_gradient_crosses_a_reset(backend):
     x, weight, bias, state = (x.requires_grad_() for x in make_inputs(1, 9, 4, 4))
     reset = torch.zeros(1, 9, dtype=torch.bool)

@@ -109,6 +109,16 @@ def test_half_precision_cache(backend, dtype):
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
+def test_autocast_does_not_cast_the_cache(backend):
+    qkv = make_steps(3, 11, 2, 8, torch.bfloat16)
+    reset = torch.zeros(3, 11, dtype=torch.bool)
+    expected = decode_all(qkv.float(), poisoned_cache(3, 2, 5, 8), reset, backend=backend)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        out = decode_all(qkv.float(), poisoned_cache(3, 2, 5, 8), reset, backend=backend)
+    assert torch.equal(out, expected)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
 def test_poison_after_a_reset_never_leaks(backend):
     """A lane is reset, and all it left behind becomes NaN; so does a cache whose lengths were set by hand."""
     qkv = make_steps(3, 20, 2, 8)

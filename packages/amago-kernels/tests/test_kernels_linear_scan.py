@@ -171,6 +171,21 @@ def test_any_strides(backend, pairs):
         assert_close_ratio(one, other, 1e-14)
 
 
+@pytest.mark.parametrize("lanes", [0, 2])
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_pairs_at_odd_places_in_memory(backend, lanes):
+    """Complex numbers must begin at even places; pairs in a larger buffer need not, however contiguous they are."""
+    inputs = make_inputs(2, 40, 4, True)
+    shifted = [torch.cat([torch.zeros(1), x.flatten()])[1:].view(x.shape)[:lanes].requires_grad_() for x in inputs]
+    plain = [x[:lanes].requires_grad_() for x in inputs]
+    results = []
+    for a, b, state in (plain, shifted):
+        h, last = linear_scan(a, b, initial_state=state, pairs=True, backend=backend)
+        results.append([h, last, *torch.autograd.grad(scalar(h, last), [a, b, state])])
+    for one, other in zip(*results, strict=True):
+        assert torch.equal(one, other)
+
+
 @pytest.mark.parametrize("pairs", [False, True])
 def test_steps_equal_the_scan(pairs):
     a, b, state = (x.float() for x in make_inputs(2, 40, 3, pairs))

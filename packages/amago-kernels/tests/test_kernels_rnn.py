@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from torch.utils.checkpoint import checkpoint
 
 from amago_kernels import available, gru_layer, lstm_layer
 from amago_kernels.rnn import gru, lstm
@@ -189,6 +190,25 @@ def test_lstm_gradients_of_one_output_alone(used):
     grads = torch.autograd.grad(run("lstm", inputs, backend="fused")[used].square().sum(), inputs)
     for got, want in zip(grads, wanted, strict=True):
         assert_close_ratio(got, want, 1e-12)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("kind", LAYERS)
+def test_no_lanes(kind, backend):
+    inputs = make_inputs(kind, 0, 5, 3, 4)
+    out = run(kind, inputs, reset=torch.zeros(0, 5, dtype=torch.bool), backend=backend)
+    assert out[0].shape == (0, 5, 4)
+    grads = torch.autograd.grad(weigh(out), inputs)
+    assert not any(grad.any() for grad in grads)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("kind", LAYERS)
+def test_gradient_checkpointing(kind, backend):
+    inputs = make_inputs(kind, 2, 5, 3, 4)
+    expected = run(kind, inputs, backend=backend)
+    again = checkpoint(lambda *given: run(kind, given, backend=backend), *inputs, use_reentrant=False)
+    compare(again, inputs, expected, inputs, 1e-14)
 
 
 @pytest.mark.parametrize("backend", BACKENDS)

@@ -106,6 +106,14 @@ def test_half_precision_accumulates_in_float32(backend):
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
+def test_no_lanes(backend):
+    inputs = {name: x.requires_grad_() for name, x in make_inputs(0, 20, 5, 3).items()}
+    y, last = run(inputs, make_reset("all", 0, 20), backend)
+    assert y.shape == (0, 20, 5) and last.shape == (0, 5, 3)
+    assert not any(grad.any() for grad in torch.autograd.grad(scalar(y, last), list(inputs.values())))
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
 def test_everything_optional_may_be_left_out(backend):
     inputs = make_inputs(2, 20, 5, 3)
     u, delta, A, B, C = list(inputs.values())[:5]

@@ -74,6 +74,15 @@ def test_symlog_values() -> None:
     assert symlog(torch.tensor(-1.0)).item() == pytest.approx(-math.log(2.0))
 
 
+@pytest.mark.parametrize("function", [symlog, symexp])
+def test_slope_at_zero(function) -> None:
+    # Fresh critics predict 0: a slope of 0 there would be the end of learning.
+    x = f64(-2.0, -0.0, 0.0, 1e-300, 2.0).requires_grad_()
+    (slope,) = torch.autograd.grad(function(x).sum(), x)
+    far = 1 / 3 if function is symlog else math.exp(2.0)
+    torch.testing.assert_close(slope, f64(far, 1, 1, 1, far))
+
+
 @pytest.mark.parametrize(
     ("target", "expected"),
     [
@@ -246,6 +255,14 @@ def test_shapes(backend: str) -> None:
     leaf = wide.clone().requires_grad_()
     two_hot_cross_entropy(leaf.permute(2, 1, 0), target, support, backend=backend).sum().backward()
     assert leaf.grad is not None and leaf.grad.sum(0).abs().max() < 1e-6
+
+
+@pytest.mark.parametrize("backend", ["reference", "fused"])
+def test_a_transposed_target(backend: str) -> None:
+    """Without a word of warning, which pytest makes an error."""
+    logits, target = torch.randn(6, 7, 5, generator=generator()), torch.randn(7, 6, generator=generator(1)).t()
+    expected = two_hot_cross_entropy(logits, target.contiguous(), FIVE.float(), backend=backend)
+    assert torch.equal(two_hot_cross_entropy(logits, target, FIVE.float(), backend=backend), expected)
 
 
 def test_more_rows_than_one_piece() -> None:

@@ -14,6 +14,7 @@ from amago_nets.distributions import (
     GMMConfig,
     MultiBinaryConfig,
     MultiDiscreteConfig,
+    StraightThrough,
     TanhGaussianConfig,
 )
 from amago_nets.registry import lookup, names
@@ -47,6 +48,34 @@ def some_action(config: DistributionConfig, *lead: int) -> torch.Tensor:
     if config.action_kind == "multi_binary":
         return torch.randint(0, 2, (*lead, SIZE), generator=generator(9))
     return torch.rand(*lead, SIZE, generator=generator(9)) * 2 - 1
+
+
+@EVERY
+def test_actions_of_another_size_are_refused(name: str) -> None:
+    config = CONFIGS[name]
+    if config.action_kind == "discrete":
+        return
+    dist = config.build(params_for(config, 4))
+    action = some_action(config, 4)
+    # One entry would broadcast to all.
+    for wrong in (action[..., :1], torch.cat([action, action], dim=-1), action.new_zeros(())):
+        with pytest.raises(ValueError, match=rf"action\.shape=.* give \[\.\.\., {action.shape[-1]}\]"):
+            dist.log_prob(wrong)
+
+
+@pytest.mark.parametrize("name", ["discrete", "multi_discrete"])
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.uint16, torch.uint64])
+def test_indices_of_any_integer_dtype(name: str, dtype: torch.dtype) -> None:
+    config = CONFIGS[name]
+    dist = config.build(params_for(config, 4))
+    action = some_action(config, 4)
+    assert torch.equal(dist.log_prob(action.to(dtype)), dist.log_prob(action))
+    assert torch.equal(dist.encode(action.to(dtype)), dist.encode(action))
+
+
+def test_straight_through_is_for_indices() -> None:
+    with pytest.raises(ValueError, match="give a distribution over indices"):
+        StraightThrough(TanhGaussianConfig().build(torch.zeros(4)))  # type: ignore[arg-type]
 
 
 def test_all_are_registered() -> None:

@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 import torch
 
-from amago_nets.heads import ActorConfig
+from amago_nets.heads import ActorConfig, ResidualActorConfig
 from amago_nets.registry import lookup
 
 
@@ -56,6 +56,17 @@ def test_build_refuses() -> None:
         ActorConfig().build(6, 0, 2)
     with pytest.raises(ValueError, match="num_gammas=0"):
         ActorConfig().build(6, 3, 0)
+
+
+@pytest.mark.parametrize("config", [ActorConfig(d_hidden=8), ResidualActorConfig(d_feature=8, d_hidden=8)])
+def test_wrong_inputs_are_refused(config: Any) -> None:
+    actor = config.build(6, 3, 2, extra_dim=2)
+    with pytest.raises(ValueError, match=r"state\.shape=\(4, 5\) .*\[\.\.\., 6\]"):
+        actor(torch.zeros(4, 5), torch.zeros(4, 2))
+    with pytest.raises(ValueError, match=r"extra has shape \(2,\).*\(4, 2\)"):
+        actor(torch.zeros(4, 6), torch.zeros(2))
+    with pytest.raises(ValueError, match=r"extra has shape None.*\(4, 2\)"):
+        actor(torch.zeros(4, 6))
 
 
 def test_registered() -> None:

@@ -176,6 +176,35 @@ def test_wrong_actions_are_refused() -> None:
         critics(state, torch.zeros(4, 3))
 
 
+@pytest.mark.parametrize("kind", ["discrete", "continuous"])
+@pytest.mark.parametrize("size", [3, 12])
+def test_wrong_states_are_refused(kind: str, size: int) -> None:
+    # Half the size once passed for half as many states, with two action samples each.
+    action = None if kind == "discrete" else torch.zeros(4, 2, 3)
+    with pytest.raises(ValueError, match=rf"state\.shape=\(4, {size}\) .*\[\.\.\., 6\]"):
+        build(kind)(torch.zeros(4, size, dtype=torch.float64), action)
+
+
+@pytest.mark.parametrize("gammas", [0.9, "0.9", ("0.9",), None, ()])
+def test_wrong_discounts_are_refused(gammas: Any) -> None:
+    for kind in ("discrete", "continuous"):
+        with pytest.raises(ValueError, match=r"gammas=.* is not allowed; .* numbers in \[0, 1\]"):
+            NCriticsConfig().build(6, ActionSpec(kind, 3), gammas)  # type: ignore[arg-type]
+
+
+def test_discount_features_survive_other_dtypes() -> None:
+    gammas = (0.5, 0.99, 0.9999)
+    critics = NCriticsConfig(d_hidden=8).build(6, ActionSpec("continuous", 3), gammas)
+    before = critics.phi.clone()
+    assert torch.equal(critics.bfloat16().float().phi, before)
+    assert torch.equal(critics.double().phi, discount_feature(gammas))
+
+
+def test_an_action_spec_is_wanted() -> None:
+    with pytest.raises(ValueError, match="action_spec=5 is not allowed"):
+        NCriticsConfig().build(6, 5, (0.9,))  # type: ignore[arg-type]
+
+
 @pytest.mark.parametrize(
     ("options", "match"),
     [

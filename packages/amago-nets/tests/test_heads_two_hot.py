@@ -218,6 +218,18 @@ def test_wrong_actions_are_refused() -> None:
         critics(state, action[..., 0, :])
 
 
+def test_wrong_shapes_are_refused() -> None:
+    critics = build(num_bins=5, num_critics=3)
+    logits = torch.zeros(3, 3, 2, 5)
+    with pytest.raises(ValueError, match=r"target\.shape=\(3, 3, 2\) .*\(3, 2\): all critics share"):
+        critics.loss(logits, torch.zeros(3, 3, 2))
+    for wrong in (logits[..., :4], logits.transpose(-3, -2), logits[..., :1]):
+        with pytest.raises(ValueError, match=r"logits\.shape=.*\[\.\.\., 3, 2, 5\]"):
+            critics.loss(wrong, torch.zeros(3, 2))
+    with pytest.raises(ValueError, match=r"logits\.shape=\(3, 3, 2, 1\) .*\[\.\.\., 5\]"):
+        critics.value(logits[..., :1])
+
+
 @pytest.mark.filterwarnings("ignore")
 def test_compiled() -> None:
     critics = build().float()

@@ -5,6 +5,7 @@ import dataclasses
 import pytest
 import torch
 
+from amago_nets.distributions import MultiDiscreteConfig
 from amago_nets.specs import ActionSpec, ArraySpec
 
 
@@ -36,13 +37,30 @@ def test_array_spec_refuses(changes: dict, match: str) -> None:
         ArraySpec(**{"shape": (4,), "dtype": "float32", **changes})
 
 
+def test_numbers_of_numpy_become_plain() -> None:
+    np = pytest.importorskip("numpy")
+    # Gymnasium's `Discrete.n`, `MultiDiscrete.nvec` and `Box.low.min()` are such numbers.
+    spec = ArraySpec(shape=(np.int64(4),), dtype=np.dtype("uint8"), low=np.float32(0), high=np.uint8(255))  # type: ignore[arg-type]
+    assert repr(spec) == repr(ArraySpec(shape=(4,), dtype="uint8", low=0.0, high=255))
+    assert repr(ActionSpec("discrete", np.int64(5))) == repr(ActionSpec("discrete", 5))  # type: ignore[arg-type]
+    nvec = tuple(np.array([3, 2]))
+    assert repr(ActionSpec("multi_discrete", np.sum(nvec), nvec=nvec)) == repr(
+        ActionSpec("multi_discrete", 5, nvec=(3, 2))
+    )
+    assert repr(MultiDiscreteConfig(nvec=nvec)) == repr(MultiDiscreteConfig(nvec=(3, 2)))
+    with pytest.raises(ValueError, match="size="):
+        ActionSpec("discrete", np.float64(5))  # type: ignore[arg-type]
+
+
 @pytest.mark.parametrize(("kind", "size", "match"), [("box", 2, "kind='box'"), ("discrete", 0, "size=0")])
 def test_action_spec_refuses(kind: str, size: int, match: str) -> None:
     with pytest.raises(ValueError, match=match):
         ActionSpec(kind, size)  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize("dtype", [torch.int8, torch.int16, torch.int32, torch.int64, torch.uint8])
+@pytest.mark.parametrize(
+    "dtype", [torch.int8, torch.int16, torch.int32, torch.int64, torch.uint8, torch.uint16, torch.uint32, torch.uint64]
+)
 def test_encode_discrete(dtype: torch.dtype) -> None:
     action = torch.tensor([[0, 2], [1, 2]], dtype=dtype)
     expected = torch.tensor([[[1, 0, 0], [0, 0, 1]], [[0, 1, 0], [0, 0, 1]]], dtype=torch.float32)

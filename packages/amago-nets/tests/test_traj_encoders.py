@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
+import pickle
 
 import pytest
 import torch
@@ -162,6 +164,39 @@ def test_poisoned_memory_never_leaks_into_a_prefill():
     out, _ = model(x, time_idx, None, state)
     torch.testing.assert_close(out, model(x, time_idx)[0])
     assert state["keys"].isfinite().all() and state["values"].isfinite().all()
+
+
+def test_a_reset_forgets_nan_in_memory_before_a_window():
+    model = SMALL["transformer"].build(3, 5).eval()
+    state, x, time_idx = model.initial_state(2), torch.randn(2, 7, 3), torch.arange(7).expand(2, 7)
+    model.step(torch.full((2, 3), float("nan")), time_idx[:, 0], state)
+    reset = torch.zeros(2, 7, dtype=torch.bool)
+    reset[:, 0] = True
+    out, _ = model(x, time_idx, reset, state)
+    torch.testing.assert_close(out, model(x, time_idx)[0])
+    assert state["keys"].isfinite().all() and state["values"].isfinite().all()
+
+
+@pytest.mark.parametrize("positions", ["fixed", "learnable"])
+def test_no_lanes(positions):
+    model = dataclasses.replace(SMALL["transformer"], positions=positions, max_time_idx=9).build(3, 5).eval()
+    state, x, time_idx = model.initial_state(0), torch.zeros(0, 7, 3), torch.zeros(0, 7, dtype=torch.int64)
+    assert model(x, time_idx)[0].shape == model(x, time_idx, None, state)[0].shape == (0, 7, 8)
+    assert model.step(x[:, 0], time_idx[:, 0], state).shape == (0, 8)
+
+
+@pytest.mark.parametrize("name", SMALL)
+def test_copies_of_a_state_go_on_alike(name):
+    """Copies made by Python: all that is in them still belongs together."""
+    model = SMALL[name].build(3, 4).eval()
+    state, x, time_idx = model.initial_state(2), torch.randn(2, 9, 3), torch.arange(9).expand(2, 9)
+    model(x[:, :6], time_idx[:, :6], None, state)
+    copies = [copy.deepcopy(state), pickle.loads(pickle.dumps(state))]
+    expected = model.step(x[:, 6], time_idx[:, 6], state)
+    for other in copies:
+        assert torch.equal(model.step(x[:, 6], time_idx[:, 6], other), expected)
+        for key, value in state.state_dict().items():
+            assert torch.equal(other.state_dict()[key], value), key
 
 
 @pytest.mark.parametrize("name", ["gru", "transformer"])

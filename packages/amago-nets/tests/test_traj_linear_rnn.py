@@ -175,7 +175,7 @@ def test_dynamics_stay_in_float32_and_without_weight_decay(name):
     model = SMALL[name].build(3, 4)
     dynamics = {"min_gru": ("update_bias.bias",), "lru": tuple(f"recurrence.{n}" for n in ("nu", "theta", "log_gamma"))}
     wanted = {f"mixers.{i}.{parameter}" for i in range(2) for parameter in dynamics[name]}
-    for twin in (model, copy.deepcopy(model)):
+    for twin in (model, copy.deepcopy(model), copy.deepcopy(model).to("meta").to_empty(device="cpu")):
         assert {n for n, p in twin.named_parameters() if getattr(p, "_no_weight_decay", False)} == wanted
     before = {n: p.detach().clone() for n, p in model.named_parameters()}
     model.to(torch.bfloat16)

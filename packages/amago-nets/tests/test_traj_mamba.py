@@ -146,7 +146,7 @@ def test_initialisation():
 
 def test_only_decays_and_skips_are_without_weight_decay():
     model = SMALL.build(3, 4)
-    for twin in (model, copy.deepcopy(model)):
+    for twin in (model, copy.deepcopy(model), copy.deepcopy(model).to("meta").to_empty(device="cpu")):
         marked = {name for name, p in twin.named_parameters() if getattr(p, "_no_weight_decay", False)}
         assert marked == {f"mixers.{i}.scan.{name}" for i in range(2) for name in ("A_log", "D")}
 

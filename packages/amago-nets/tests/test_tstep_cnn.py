@@ -144,6 +144,18 @@ def test_smallest_image(name: str, smallest: int) -> None:
             ALL[name].build(shape)
 
 
+@pytest.mark.parametrize("images", [torch.zeros(2, 44, 36, 3), torch.zeros(2, 36, 44), torch.zeros(2, 36, 44, 4)])
+def test_stack_refuses_other_images(images: torch.Tensor) -> None:
+    # The first has as many features as the right ones, behind the convolutions.
+    stack = NatureCNNConfig().build((36, 44, 3))
+    with pytest.raises(ValueError, match=r"images of shape .* give floats \[\.\.\., 36, 44, 3\]"):
+        stack(images)
+    with pytest.raises(ValueError, match=r"dtype torch\.uint8"):
+        stack(torch.zeros(2, 36, 44, 3, dtype=torch.uint8))
+    with pytest.raises(ValueError, match="image_shape=36 is not allowed"):
+        NatureCNNConfig().build(36)  # type: ignore[arg-type]
+
+
 def test_stack_options() -> None:
     cnn = GridworldCNNConfig(channels=(8, 12), kernels=(3, 2), strides=(2, 1)).build((9, 9, 3))
     assert cnn.out_shape == (12, 3, 3)

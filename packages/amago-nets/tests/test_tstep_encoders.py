@@ -8,7 +8,13 @@ import torch
 
 from amago_nets.registry import lookup, name_of
 from amago_nets.specs import ActionSpec, ArraySpec
-from amago_nets.tstep_encoders import FFTstepEncoder, FFTstepEncoderConfig, symlog
+from amago_nets.tstep_encoders import (
+    DictTstepEncoderConfig,
+    FFTstepEncoder,
+    FFTstepEncoderConfig,
+    TstepEncoder,
+    symlog,
+)
 
 SPECS = {
     "b": ArraySpec(shape=(2, 2), dtype="float32"),
@@ -185,6 +191,33 @@ def test_state_dict_round_trip() -> None:
 def test_config_refuses(options: dict[str, Any], match: str) -> None:
     with pytest.raises(ValueError, match=match):
         FFTstepEncoderConfig(**options)
+
+
+def test_inputs_of_another_type_are_refused() -> None:
+    encoder = build()
+    obs, action, reward = inputs(2, 5)
+    for mask in (torch.ones(2, 5), torch.ones(2, 5, dtype=torch.int64)):
+        with pytest.raises(ValueError, match=r"mask\.dtype=torch\..* give torch\.bool"):
+            encoder(obs, action, reward, mask)
+    with pytest.raises(ValueError, match=r"obs is a tensor of shape \(2, 5, 2, 2\).*'b'"):
+        encoder(obs["b"], action, reward)
+    with pytest.raises(ValueError, match=r"obs\['b'\] is a list"):
+        encoder({**obs, "b": obs["b"].tolist()}, action, reward)
+    with pytest.raises(ValueError, match="prev_reward is a list"):
+        encoder(obs, action, reward.tolist())
+
+
+@pytest.mark.parametrize("specs", [SPECS["b"], {}, {"b": (4,)}, {3: SPECS["b"]}])
+def test_specs_of_another_type_are_refused(specs: Any) -> None:
+    for build_from in (FFTstepEncoderConfig().build, TstepEncoder.for_spec):
+        with pytest.raises(ValueError, match=r"obs_specs=.*ArraySpec"):
+            build_from(specs, ActionSpec("discrete", 3))
+
+
+def test_an_action_spec_is_wanted() -> None:
+    for config in (FFTstepEncoderConfig(), DictTstepEncoderConfig()):
+        with pytest.raises(ValueError, match="action_spec=3 is not allowed"):
+            config.build(SPECS, 3)  # type: ignore[arg-type]
 
 
 def test_registered() -> None:

@@ -127,7 +127,7 @@ def test_flatten_tells_positions_apart() -> None:
 
 
 @pytest.mark.parametrize("shape", [(), (4,), (2, 3)])
-@pytest.mark.parametrize("lead", [(), (3,), (2, 5)])
+@pytest.mark.parametrize("lead", [(), (3,), (2, 5), (0, 5)])
 @pytest.mark.parametrize("pool", ["flatten", "mean", "gru"])
 def test_token_shapes(pool: str, lead: tuple[int, ...], shape: tuple[int, ...]) -> None:
     encoder = build(token_spec(*shape), pool=pool)

@@ -89,15 +89,18 @@ def parse(parser: Callable[[], _Result]) -> _Result:
 
 
 def _first_part(box: str) -> str:
-    """The text of a box up to its first rule, on one line."""
-    lines: list[str] = []
+    """The text of a box below its title and up to the next rule, on one line."""
+    parts: list[list[str]] = [[]]
     for line in box.splitlines():
         text = line.translate(_BOX).strip()
-        if text and not line.startswith("╭"):
-            lines.append(text)
-        elif lines:
-            break
-    return " ".join(lines).replace("__tyro-dummy-inner__.", "").replace("config.", "")
+        if line.startswith("╭") or not text.strip("-"):
+            parts.append([])
+        else:
+            parts[-1].append(text)
+    # Where the output is not UTF-8 there is no frame, and the title is a part of its own.
+    filled = [part for part in parts if part]
+    below = filled[1:] if "╭" not in box and len(filled) > 1 else filled
+    return " ".join(below[0] if below else []).replace("__tyro-dummy-inner__.", "").replace("config.", "")
 
 
 @dataclass(frozen=True)

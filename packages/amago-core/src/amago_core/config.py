@@ -159,7 +159,9 @@ class ExperimentConfig:
             value = getattr(self, name)
             if value is None and name == "tstep_encoder":
                 continue
-            if isinstance(value, type) or not callable(getattr(value, "build", None)):
+            # Parts of networks say what they are part of.
+            misplaced = getattr(value, "registry_kind", name) != name
+            if misplaced or isinstance(value, type) or not callable(getattr(value, "build", None)):
                 raise ConfigError(f"{name} must be a configuration such as {examples}; got {value!r}")
         if not isinstance(self.learner, LearnerConfig):
             raise ConfigError(f"learner must be a LearnerConfig(); got {self.learner!r}")

@@ -157,6 +157,9 @@ def _conv_backward(
     length, taps = x.shape[1], weight.t().contiguous().unbind(0)
     reset = drop_idle(reset)
     age = None if reset is None else _age(reset, len(taps))
+    if reset is not None:
+        # Not left to the zeros that multiply it below: what was dropped may be NaN.
+        state = torch.where(reset[:, :1, None], 0.0, state)
     inputs = torch.cat([state.transpose(1, 2), x], dim=1)
     grad_inputs = torch.zeros_like(inputs)
     for back in range(len(taps)):

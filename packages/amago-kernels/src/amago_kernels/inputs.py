@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager, nullcontext
+
 import torch
 from torch import Tensor
 
@@ -17,6 +19,20 @@ def accumulation_dtype(*tensors: Tensor | None) -> torch.dtype:
     """
     wide = any(tensor is not None and tensor.dtype == torch.float64 for tensor in tensors)
     return torch.float64 if wide else torch.float32
+
+
+def without_autocast(device: torch.device) -> AbstractContextManager[None]:
+    """A context in which products keep the dtype of their inputs.
+
+    Args:
+        device: where the inputs are.
+
+    Returns:
+        One that does nothing where autocast is off anyway.
+    """
+    if torch.amp.is_autocast_available(device.type) and torch.is_autocast_enabled(device.type):
+        return torch.autocast(device.type, enabled=False)
+    return nullcontext()
 
 
 def drop_idle(reset: Tensor | None) -> Tensor | None:

@@ -31,13 +31,17 @@ _REACH = {torch.float32: 6.0, torch.float64: 9.0}
 
 
 def symlog(x: Tensor) -> Tensor:
-    """`sign(x) ln(1 + |x|)`, elementwise."""
-    return x.sign() * x.abs().log1p()
+    """`sign(x) ln(1 + |x|)`, elementwise; its slope at 0 is 1.
+
+    Source: Hafner et al. (2023), "Mastering Diverse Domains through World Models".
+    """
+    # Not through sign and abs, whose product has slope 0 at 0. Of the two halves, one passes a gradient there.
+    return x.clamp_min(0.0).log1p() - (-x).relu().log1p()
 
 
 def symexp(x: Tensor) -> Tensor:
-    """`sign(x) (e^|x| - 1)`, the inverse of `symlog`, elementwise."""
-    return x.sign() * x.abs().expm1()
+    """`sign(x) (e^|x| - 1)`, the inverse of `symlog`, elementwise; its slope at 0 is 1."""
+    return x.clamp_min(0.0).expm1() - (-x).relu().expm1()
 
 
 _CANDIDATES: dict[str, Callable[[Tensor], str | None]] = {
@@ -169,7 +173,7 @@ def _label_window(target: Tensor, support: Tensor, use_symlog: bool, sigma: floa
     z = _place(target, support, use_symlog)
     last = support.shape[0] - 1
     # The bins left and right of the target; the end belongs to the last pair.
-    left = (torch.searchsorted(support, z, right=True) - 1).clamp(0, last - 1)
+    left = (torch.searchsorted(support, z.contiguous(), right=True) - 1).clamp(0, last - 1)
     if sigma is None:
         lower, upper = support[left], support[left + 1]
         weight = (z - lower) / (upper - lower)

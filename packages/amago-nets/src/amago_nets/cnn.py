@@ -44,9 +44,9 @@ class CNN(nn.Module, ABC):
         super().__init__()
         check_bool("channels_first", channels_first)
         order = "(C, H, W)" if channels_first else "(H, W, C)"
-        shape = tuple(image_shape)
+        shape = tuple(image_shape) if isinstance(image_shape, Sequence) else ()
         if len(shape) != 3 or any(isinstance(n, bool) or not isinstance(n, int) or n < 1 for n in shape):
-            raise ValueError(f"image_shape={shape!r} is not allowed; give {order}, integers >= 1")
+            raise ValueError(f"image_shape={image_shape!r} is not allowed; give {order}, integers >= 1")
         self.image_shape = shape
         self.channels_first = channels_first
         self.in_channels, self.height, self.width = shape if channels_first else (shape[2], shape[0], shape[1])
@@ -63,7 +63,17 @@ class CNN(nn.Module, ABC):
         return channels * height * width
 
     def forward(self, images: Tensor) -> Tensor:
-        """Maps float images `[..., H, W, C]` (`[..., C, H, W]` if `channels_first`) to `[..., out_dim]`."""
+        """Maps float images `[..., H, W, C]` (`[..., C, H, W]` if `channels_first`) to `[..., out_dim]`.
+
+        Raises:
+            ValueError: if the last three axes are wrong, or the images are not floats.
+        """
+        if images.shape[-3:] != self.image_shape or not images.is_floating_point():
+            shape = ", ".join(map(str, self.image_shape))
+            raise ValueError(
+                f"images of shape {tuple(images.shape)} and dtype {images.dtype} are not allowed; give floats "
+                f"[..., {shape}]"
+            )
         flat = images.reshape(-1, *images.shape[-3:])
         # Channels closest together in memory is the fast order (twice as fast for ImpalaCNN on a CPU), and free for
         # images that are stored so.

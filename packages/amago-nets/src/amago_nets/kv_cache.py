@@ -6,6 +6,7 @@ Dimensions: `N` layers, `B` lanes, `H` heads, `M` slots, `S` pinned slots, `E` h
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -79,6 +80,10 @@ class TransformerState(State):
         """The cache of the first layer, whose `length` and `steps` stand for all layers."""
         return self.caches[0]
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        # Pickled one by one, the rings of the layers would no longer share memory with `keys` and `values`.
+        return type(self), (self["keys"], self["values"], self["length"], self.clock.steps, self.clock.sink)
+
     def state_dict(self) -> dict[str, Tensor]:
         """See `State.state_dict`; `steps` makes a restored state repeat the original bit for bit.
 
@@ -134,6 +139,9 @@ class Prefill:
 
     def __init__(self, state: TransformerState, length: int, reset: Tensor | None) -> None:
         cache, seen = state.clock, state.clock.length[:, None]
+        if reset is not None:
+            # Lanes that begin afresh find nothing: hidden from attention alone, NaN in memory would still spread.
+            seen = seen.masked_fill(reset[:, :1], 0)
         slots = cache.slots
         device = seen.device
         self.state, self.slots, self.length = state, slots, length

@@ -70,7 +70,7 @@ class LearnablePositions(nn.Module):
         Raises:
             ValueError: if a time is outside the table (checked on the CPU only: elsewhere it would stall the device).
         """
-        if time_idx.device.type == "cpu" and not torch.compiler.is_compiling():
+        if time_idx.device.type == "cpu" and time_idx.numel() > 0 and not torch.compiler.is_compiling():
             low, high = (int(end) for end in time_idx.aminmax())
             if low < 0 or high >= self.max_time_idx:
                 raise ValueError(

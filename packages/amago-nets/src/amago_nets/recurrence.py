@@ -36,6 +36,9 @@ class RecurrenceParameters(nn.Module):
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
         # copy.deepcopy of a parameter loses its attributes.
+        self._mark()
+
+    def _mark(self) -> None:
         for param in self._parameters.values():
             if param is not None:
                 param._no_weight_decay = True  # type: ignore[attr-defined]
@@ -49,6 +52,8 @@ class RecurrenceParameters(nn.Module):
             return tensor.to(device=out.device, dtype=torch.float32)
 
         super()._apply(convert, recurse)
+        # Off the meta device, for one, come new parameters.
+        self._mark()
         return self
 
 

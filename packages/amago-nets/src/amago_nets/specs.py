@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from numbers import Integral, Real
 from typing import Any, Literal, get_args
 
 import torch
@@ -53,9 +54,13 @@ class ArraySpec:
     num_classes: int | None = None
 
     def __post_init__(self) -> None:
+        for name in ("shape", "low", "high", "num_classes"):
+            object.__setattr__(self, name, _plain(getattr(self, name)))
         if not isinstance(self.shape, tuple) or any(type(n) is not int or n < 1 for n in self.shape):
             raise ValueError(f"shape={self.shape!r} is not allowed; give a tuple of integers >= 1")
         check_choice("dtype", self.dtype, DTYPES)
+        # NumPy's dtypes equal their names.
+        object.__setattr__(self, "dtype", str(self.dtype))
         check_choice("kind", self.kind, get_args(ArrayKind))
         if self.kind == "image" and len(self.shape) != 3:
             raise ValueError(f"shape={self.shape!r} is not allowed with kind='image'; give three axes")
@@ -78,8 +83,8 @@ class ArraySpec:
         return product
 
 
-def check_nvec(nvec: Any) -> None:
-    """Refuses anything but the sizes of one choice or more.
+def check_nvec(nvec: Any) -> tuple[int, ...]:
+    """Refuses anything but the sizes of one choice or more; returns them as Python's own integers.
 
     Args:
         nvec: value to check.
@@ -87,8 +92,19 @@ def check_nvec(nvec: Any) -> None:
     Raises:
         ValueError: if `nvec` is not a non-empty tuple of integers >= 1.
     """
-    if not isinstance(nvec, tuple) or not nvec or any(type(n) is not int or n < 1 for n in nvec):
+    sizes = _plain(nvec)
+    if not isinstance(sizes, tuple) or not sizes or any(type(n) is not int or n < 1 for n in sizes):
         raise ValueError(f"nvec={nvec!r} is not allowed; give a non-empty tuple of integers >= 1")
+    return sizes
+
+
+def _plain(value: Any) -> Any:
+    """Numbers as NumPy makes them (`Discrete.n` of Gymnasium is one) as Python's own, in tuples too."""
+    if isinstance(value, tuple):
+        return tuple(_plain(item) for item in value)
+    if isinstance(value, (bool, int, float)) or not isinstance(value, Real):
+        return value
+    return int(value) if isinstance(value, Integral) else float(value)
 
 
 @dataclass(frozen=True)
@@ -111,9 +127,10 @@ class ActionSpec:
 
     def __post_init__(self) -> None:
         check_choice("kind", self.kind, get_args(ActionKind))
+        object.__setattr__(self, "size", _plain(self.size))
         check_int("size", self.size)
         if self.kind == "multi_discrete":
-            check_nvec(self.nvec)
+            object.__setattr__(self, "nvec", check_nvec(self.nvec))
             if self.size != sum(self.nvec or ()):
                 raise ValueError(f"size={self.size!r} is not allowed with nvec={self.nvec}; give their sum")
         elif self.nvec is not None:
@@ -153,6 +170,19 @@ class ActionSpec:
         return torch.cat([_one_hot(choice, count) for choice, count in choices], dim=-1).float()
 
 
+def check_action_spec(action_spec: Any) -> None:
+    """Refuses anything but an `ActionSpec`, such as a number of actions or the space of an environment library.
+
+    Args:
+        action_spec: value to check.
+
+    Raises:
+        ValueError: if it is something else.
+    """
+    if not isinstance(action_spec, ActionSpec):
+        raise ValueError(f"action_spec={action_spec!r} is not allowed; give an ActionSpec")
+
+
 def _one_hot(index: Tensor, count: int) -> Tensor:
     # A comparison beats one_hot: no host sync to check the range, any integer dtype, and -1 is no special case.
-    return index.unsqueeze(-1) == torch.arange(count, device=index.device)
+    return index.long().unsqueeze(-1) == torch.arange(count, device=index.device)

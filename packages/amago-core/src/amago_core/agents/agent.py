@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import copy
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -22,7 +23,7 @@ from amago_core.errors import ConfigError
 from amago_core.losses import actor as actor_losses
 from amago_core.losses import critic as critic_losses
 from amago_core.losses import td
-from amago_core.losses.filters import BinaryFilterConfig, ExpFilterConfig, LeakyFilterConfig
+from amago_core.losses.filters import BinaryFilterConfig, ExpFilterConfig, FilterConfig, LeakyFilterConfig
 from amago_core.losses.masking import masked_mean
 from amago_core.losses.popart import PopArtLayer
 from amago_nets.distributions import (
@@ -91,14 +92,17 @@ class AgentConfig:
 
     def __post_init__(self) -> None:
         """Refuse settings that could only fail later."""
+        if not isinstance(self.gammas, tuple | list):
+            raise ConfigError(f"gammas must be a tuple of numbers in [0, 1); got {self.gammas!r}")
         for gamma in (*self.gammas, self.gamma):
-            if not 0.0 <= gamma < 1.0:
-                raise ConfigError(f"gamma and gammas must lie in [0, 1); got {gamma}")
+            if not isinstance(gamma, int | float) or not 0.0 <= gamma < 1.0:
+                raise ConfigError(f"gamma and gammas must lie in [0, 1); got {gamma!r}")
         if not 0.0 < self.tau <= 1.0:
             raise ConfigError(f"tau must lie in (0, 1]; got {self.tau}")
         for name in ("n_step", "num_actions_critic", "num_actions_actor"):
-            if getattr(self, name) < 1:
-                raise ConfigError(f"{name} must be >= 1; got {getattr(self, name)}")
+            if not isinstance(getattr(self, name), int) or getattr(self, name) < 1:
+                raise ConfigError(f"{name} must be an integer >= 1; got {getattr(self, name)!r}")
+        self._check_parts()
         if not 1 <= self.num_critics_td <= self.critics.num_critics:
             raise ConfigError(
                 f"num_critics_td must lie in [1, num_critics={self.critics.num_critics}]; got {self.num_critics_td}"
@@ -107,6 +111,20 @@ class AgentConfig:
             raise ConfigError(
                 "online_coeff and offline_coeff must be >= 0 and not both 0; "
                 f"got {self.online_coeff} and {self.offline_coeff}"
+            )
+
+    def _check_parts(self) -> None:
+        allowed: dict[str, tuple[type | tuple[type, ...], str]] = {
+            "filter": (FilterConfig, "BinaryFilterConfig(), ExpFilterConfig() or LeakyFilterConfig()"),
+            "policy": ((DistributionConfig, type(None)), "DiscreteConfig() or TanhGaussianConfig(), or None"),
+            "critics": (NCriticsConfig, "NCriticsConfig()"),
+        }
+        for name, (kind, examples) in allowed.items():
+            if not isinstance(getattr(self, name), kind):
+                raise ConfigError(f"{name} must be a configuration such as {examples}; got {getattr(self, name)!r}")
+        if getattr(self.actor, "registry_kind", "actor") != "actor" or not _builds(self.actor):
+            raise ConfigError(
+                f"actor must be a configuration such as ActorConfig() or ResidualActorConfig(); got {self.actor!r}"
             )
 
     @property
@@ -138,6 +156,10 @@ class AgentConfig:
         encoder = (tstep_encoder or default_config(obs_specs)).build(obs_specs, action_spec)
         backbone = traj_encoder.build(encoder.out_dim, max_seq_len)
         return Agent(self, action_spec, encoder, backbone)
+
+
+def _builds(part: Any) -> bool:
+    return not isinstance(part, type) and callable(getattr(part, "build", None))
 
 
 def default_policy(action_spec: ActionSpec) -> DiscreteConfig | TanhGaussianConfig | MultiBinaryConfig:

@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..dispatch import choose
+from ..inputs import without_autocast
 from .ring import RingCache
 
 _NEG = float("-inf")
@@ -69,7 +70,7 @@ def plan_decode(cache: RingCache, *, window: int | None = None, sink: int = 0, s
     batch, heads, slots, _ = cache.keys.shape
     device, dtype = cache.length.device, cache.keys.dtype
     looked, has_stale, shortest, longest = slots, True, 0, -1
-    if device.type == "cpu" and not torch.compiler.is_compiling():
+    if device.type == "cpu" and batch > 0 and not torch.compiler.is_compiling():
         shortest, longest = (int(end) for end in cache.length.aminmax())
         if cache.steps is not None and longest <= cache.steps:
             looked = min(cache.steps + 1, slots)
@@ -192,7 +193,9 @@ def decode_attention(
         used = plan_decode(cache, window=window, sink=sink, sink_bias=sink_bias) if plan is None else plan
         cache.keys[used.place] = k.to(dtype)
         cache.values[used.place] = v.to(dtype)
-        out = attend(q.to(dtype), cache, used, scale, logit_clip).to(q.dtype)
+        # Autocast would cast the whole cache, at every timestep.
+        with without_autocast(q.device):
+            out = attend(q.to(dtype), cache, used, scale, logit_clip).to(q.dtype)
         if plan is None:
             cache.advance()
     return out

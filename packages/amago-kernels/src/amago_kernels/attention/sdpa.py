@@ -51,4 +51,5 @@ def sdpa_attention(q: Tensor, k: Tensor, v: Tensor, call: AttentionCall) -> Tens
         is_causal=call.causal and mask is None,
         scale=call.scale,
     )
-    return out.transpose(1, 2)
+    # Autocast has its own choice of dtype.
+    return out.transpose(1, 2).to(q.dtype)

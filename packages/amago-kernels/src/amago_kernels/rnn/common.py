@@ -8,7 +8,6 @@ Dimensions: `B` batch, `L` timesteps, `D` inputs, `U` hidden units, `G` gates.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager, nullcontext
 
 import torch
 from torch import Tensor
@@ -46,13 +45,6 @@ def check_layer(x: Tensor, states: Mapping[str, Tensor], weights: Weights, reset
     check_reset(reset, x.shape[0], x.shape[1])
 
 
-def without_autocast(device: torch.device) -> AbstractContextManager[None]:
-    """A context in which products keep the dtype of their inputs."""
-    if not torch.amp.is_autocast_available(device.type):
-        return nullcontext()
-    return torch.autocast(device.type, enabled=False)
-
-
 def resets_at(reset: Tensor | None, length: int) -> list[bool]:
     """Says which timesteps may hold a reset.
 
@@ -71,7 +63,7 @@ def resets_at(reset: Tensor | None, length: int) -> list[bool]:
 def input_products(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     """`[L, B, G * U]`, the part of every gate that does not depend on the past."""
     length, batch, _ = x.shape
-    return torch.addmm(bias, x.reshape(length * batch, -1), weight.t()).view(length, batch, -1)
+    return torch.addmm(bias, x.flatten(0, 1), weight.t()).unflatten(0, (length, batch))
 
 
 def states_before(initial: Tensor, states: Tensor, reset: Tensor | None) -> Tensor:

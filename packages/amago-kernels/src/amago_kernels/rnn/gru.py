@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from ..dispatch import choose
-from ..inputs import accumulation_dtype
+from ..inputs import accumulation_dtype, without_autocast
 from .common import (
     CANDIDATES,
     Weights,
@@ -21,7 +21,6 @@ from .common import (
     sigmoid_slope,
     states_before,
     tanh_slope,
-    without_autocast,
 )
 
 
@@ -160,7 +159,7 @@ def _backward(
         grad_weight_hh = by_gate.t() @ before.view(length * batch, size)
         grad_bias_hh = by_gate.sum(0)
         torch.mul(grad_hidden, n_slope, out=slope[..., 2 * size :])
-        grad_weight_ih = by_gate.t() @ x.reshape(length * batch, -1)
+        grad_weight_ih = by_gate.t() @ x.flatten(0, 1)
         grad_x = (by_gate @ weight_ih).view(x.shape) if for_x else x.new_empty(0)
         return grad_x, grad_initial, grad_weight_ih, grad_weight_hh, by_gate.sum(0), grad_bias_hh
 

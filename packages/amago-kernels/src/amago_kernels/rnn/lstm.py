@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from ..dispatch import choose
-from ..inputs import accumulation_dtype
+from ..inputs import accumulation_dtype, without_autocast
 from .common import (
     CANDIDATES,
     Weights,
@@ -21,7 +21,6 @@ from .common import (
     sigmoid_slope,
     states_before,
     tanh_slope,
-    without_autocast,
 )
 
 
@@ -170,7 +169,7 @@ def _backward(
         by_gate = slope.view(length * batch, 4 * size)
         before = states_before(initial_hidden, hidden, reset)
         grad_weight_hh = by_gate.t() @ before.view(length * batch, size)
-        grad_weight_ih = by_gate.t() @ x.reshape(length * batch, -1)
+        grad_weight_ih = by_gate.t() @ x.flatten(0, 1)
         grad_x = (by_gate @ weight_ih).view(x.shape) if for_x else x.new_empty(0)
         return grad_x, *starts, grad_weight_ih, grad_weight_hh, by_gate.sum(0)
 
@@ -275,9 +274,11 @@ def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tens
 
 
 def _gradients(ctx: Any, grad: Tensor | None, grad_cells: Tensor | None, _: None) -> tuple[Tensor | None, ...]:
-    for_x, like = ctx.needs_input_grad[0], ctx.saved_tensors[5]
+    # Gradient checkpointing allows one look at them.
+    saved = ctx.saved_tensors
+    for_x, like = ctx.needs_input_grad[0], saved[5]
     grads = (torch.zeros_like(like) if given is None else given for given in (grad, grad_cells))
-    grad_x, *others, grad_bias = _backward_op(*grads, *ctx.saved_tensors, for_x)
+    grad_x, *others, grad_bias = _backward_op(*grads, *saved, for_x)
     return grad_x if for_x else None, *others, grad_bias, grad_bias.clone(), None
 
 

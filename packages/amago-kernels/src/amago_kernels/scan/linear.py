@@ -153,7 +153,8 @@ def _numbers(x: Tensor, pairs: bool) -> Tensor:
     if not pairs:
         return x
     aligned = x.stride(-1) == 1 and all(stride % 2 == 0 for stride in x.stride()[:-1]) and x.storage_offset() % 2 == 0
-    return torch.view_as_complex(x if aligned else x.contiguous())
+    # Not `contiguous()`: that is the tensor itself where only the place of its first pair is odd.
+    return torch.view_as_complex(x if aligned else x.clone(memory_format=torch.contiguous_format))
 
 
 def _check(a: Tensor, b: Tensor, initial_state: Tensor | None, reset: Tensor | None, pairs: bool) -> None:

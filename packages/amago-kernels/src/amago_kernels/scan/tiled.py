@@ -182,7 +182,7 @@ def _tiles(u: Tensor, A: Tensor, count: int) -> tuple[list[slice], list[slice], 
     batch, length, _ = u.shape
     chunk, numbers = _CPU_TILE if u.device.type == "cpu" else _ACCELERATOR_TILE
     chunk = min(chunk, length)
-    lanes = min(batch, max(1, numbers // (chunk * A.numel())))
+    lanes = max(1, min(batch, numbers // (chunk * A.numel())))
     lanes_of = [slice(first, min(first + lanes, batch)) for first in range(0, batch, lanes)]
     steps_of = [slice(first, min(first + chunk, length)) for first in range(0, length, chunk)]
     shape = (count, lanes, chunk, A.shape[1], A.shape[0])

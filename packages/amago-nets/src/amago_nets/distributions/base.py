@@ -142,6 +142,20 @@ def at_least_float32(x: Tensor) -> Tensor:
     return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
 
 
+def check_action(action: Tensor, size: int) -> None:
+    """Refuses actions whose last axis is another, which would broadcast to densities of something else.
+
+    Args:
+        action: `[..., A]`.
+        size: `A`.
+
+    Raises:
+        ValueError: if the last axis is not `A`.
+    """
+    if action.shape[-1:] != (size,):
+        raise ValueError(f"action.shape={tuple(action.shape)} is not allowed; give [..., {size}]")
+
+
 def safe_log(probs: Tensor) -> Tensor:
     """Logarithm that stays finite at 0."""
     return probs.clamp_min(torch.finfo(probs.dtype).tiny).log()

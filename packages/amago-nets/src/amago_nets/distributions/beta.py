@@ -15,7 +15,7 @@ from torch import Tensor
 
 from ..registry import register
 from ..specs import ActionKind
-from .base import ACTION_LIMIT, DistributionConfig, PolicyDistribution, at_least_float32, halves
+from .base import ACTION_LIMIT, DistributionConfig, PolicyDistribution, at_least_float32, check_action, halves
 
 _LOG_2 = math.log(2.0)
 # Above 1, so that there is one peak and it lies inside.
@@ -86,7 +86,11 @@ class Beta(PolicyDistribution):
 
         Returns:
             `[...]`, summed over `A`.
+
+        Raises:
+            ValueError: if the last axis is not `A`.
         """
+        check_action(action, self.alpha.shape[-1])
         a = action.to(self.alpha.dtype).clamp(-ACTION_LIMIT, ACTION_LIMIT)
         up, down = torch.log1p(a) - _LOG_2, torch.log1p(-a) - _LOG_2
         return ((self.alpha - 1.0) * up + (self.beta - 1.0) * down - self._log_norm() - _LOG_2).sum(dim=-1)

@@ -134,7 +134,7 @@ class Discrete(IndexedDistribution):
         Returns:
             `[...]`.
         """
-        index = action.clamp_min(0).long()
+        index = action.long().clamp_min(0)
         shape = torch.broadcast_shapes(index.shape, self.probs.shape[:-1])
         probs = self.probs.expand(*shape, -1)
         return safe_log(probs.gather(-1, index.expand(shape).unsqueeze(-1)).squeeze(-1))
@@ -156,7 +156,7 @@ class Discrete(IndexedDistribution):
     def encode(self, action: Tensor) -> Tensor:
         """One-hot vectors `[..., A]` of indices `[...]`; see the base class."""
         actions = torch.arange(self.probs.shape[-1], device=action.device)
-        return (action.unsqueeze(-1) == actions).to(self.probs.dtype)
+        return (action.long().unsqueeze(-1) == actions).to(self.probs.dtype)
 
     def decode(self, encoded: Tensor) -> Tensor:
         """Indices `[...]` int64 of vectors `[..., A]`; see the base class."""

@@ -16,7 +16,7 @@ from torch import Tensor
 from ..registry import register
 from ..specs import ActionKind
 from ..validation import check_int
-from .base import DistributionConfig, PolicyDistribution, at_least_float32, draw_index, not_differentiable
+from .base import DistributionConfig, PolicyDistribution, at_least_float32, check_action, draw_index, not_differentiable
 
 _LOG_2 = math.log(2.0)
 _HALF_LOG_2PI = 0.5 * math.log(2.0 * math.pi)
@@ -107,7 +107,11 @@ class GMM(PolicyDistribution):
 
         Returns:
             `[...]`. Finite at the bounds: `1 + a`, `1 - a` and `1 - a^2` are kept above 1e-6.
+
+        Raises:
+            ValueError: if the last axis is not `A`.
         """
+        check_action(action, self.loc.shape[-1])
         a = action.to(self.loc.dtype)
         x = 0.5 * ((1.0 + a).clamp_min(_EPS).log() - (1.0 - a).clamp_min(_EPS).log())
         gaussian = -0.5 * ((x.unsqueeze(-2) - self.loc) / self.std).square() - self.std.log() - _HALF_LOG_2PI

@@ -15,7 +15,7 @@ from torch import Tensor
 from ..registry import register
 from ..specs import ActionKind
 from ..validation import check_choice
-from .base import DistributionConfig, PolicyDistribution, at_least_float32, not_differentiable
+from .base import DistributionConfig, PolicyDistribution, at_least_float32, check_action, not_differentiable
 
 Reduction = Literal["mean", "sum"]
 
@@ -88,7 +88,11 @@ class MultiBinary(PolicyDistribution):
 
         Returns:
             `[...]`.
+
+        Raises:
+            ValueError: if the last axis is not `A`.
         """
+        check_action(action, self.logits.shape[-1])
         per_bit = F.logsigmoid(torch.where(action > 0.5, self.logits, -self.logits))
         return per_bit.mean(dim=-1) if self.reduction == "mean" else per_bit.sum(dim=-1)
 

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from ..registry import register
 from ..specs import ActionKind, check_nvec
-from .base import DistributionConfig, IndexedDistribution
+from .base import DistributionConfig, IndexedDistribution, check_action
 from .discrete import Discrete, ProbFloor, check_clips
 
 
@@ -43,7 +43,7 @@ class MultiDiscreteConfig(DistributionConfig):
     floor: ProbFloor = "clip"
 
     def __post_init__(self) -> None:
-        check_nvec(self.nvec)
+        object.__setattr__(self, "nvec", check_nvec(self.nvec))
         check_clips(self.clip_prob_low, self.clip_prob_high, self.floor)
 
     def param_size(self, action_size: int) -> int:
@@ -129,6 +129,9 @@ class MultiDiscrete(IndexedDistribution):
 
         Returns:
             `[...]`, summed over `M`.
+
+        Raises:
+            ValueError: if the last axis is not `M`.
         """
         pieces = zip(self._parts, self._choices(action), strict=True)
         return torch.stack([part.log_prob(piece).sum(dim=-1) for part, piece in pieces]).sum(dim=0)
@@ -163,4 +166,5 @@ class MultiDiscrete(IndexedDistribution):
 
     def _choices(self, action: Tensor) -> tuple[Tensor, ...]:
         """Splits `[..., M]` by runs."""
+        check_action(action, len(self.nvec))
         return action.split([count for _, count in self._runs], dim=-1)

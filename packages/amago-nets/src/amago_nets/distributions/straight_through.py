@@ -57,9 +57,14 @@ class StraightThrough(PolicyDistribution):
 
     Attributes:
         base: the same.
+
+    Raises:
+        ValueError: if `base` is not over indices.
     """
 
     def __init__(self, base: IndexedDistribution) -> None:
+        if not isinstance(base, IndexedDistribution):
+            raise ValueError(f"base={base!r} is not allowed; give a distribution over indices, such as Discrete")
         self.base = base
 
     def sample(self, generator: torch.Generator | None = None) -> Tensor:

@@ -16,7 +16,7 @@ from torch import Tensor
 from ..registry import register
 from ..specs import ActionKind
 from ..validation import check_float
-from .base import ACTION_LIMIT, DistributionConfig, PolicyDistribution, at_least_float32, halves
+from .base import ACTION_LIMIT, DistributionConfig, PolicyDistribution, at_least_float32, check_action, halves
 
 _LOG_2 = math.log(2.0)
 _HALF_LOG_2PI = 0.5 * math.log(2.0 * math.pi)
@@ -105,7 +105,11 @@ class TanhGaussian(PolicyDistribution):
 
         Returns:
             `[...]`, summed over `A`.
+
+        Raises:
+            ValueError: if the last axis is not `A`.
         """
+        check_action(action, self.loc.shape[-1])
         x = torch.atanh(action.to(self.loc.dtype).clamp(-ACTION_LIMIT, ACTION_LIMIT))
         gaussian = -0.5 * ((x - self.loc) / self.std).square() - self.log_std - _HALF_LOG_2PI
         return (gaussian - log_tanh_slope(x)).sum(dim=-1)

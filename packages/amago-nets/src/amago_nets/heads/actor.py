@@ -60,6 +60,20 @@ class ActorConfig:
         return Actor(self, in_dim, param_size, num_gammas, extra_dim=extra_dim)
 
 
+def check_state(state: Tensor, in_dim: int) -> None:
+    """Refuses states of another size than the head was built for.
+
+    Args:
+        state: `[..., D]`.
+        in_dim: `D`.
+
+    Raises:
+        ValueError: if the last axis is not `D`.
+    """
+    if state.shape[-1:] != (in_dim,):
+        raise ValueError(f"state.shape={tuple(state.shape)} is not allowed; give [..., {in_dim}]")
+
+
 class ActorHead(nn.Module):
     """What actor heads share: extra inputs, and outputs by discount. A subclass implements `parameters_of`.
 
@@ -98,11 +112,13 @@ class ActorHead(nn.Module):
             `[..., G, P]`.
 
         Raises:
-            ValueError: if `extra` is missing, not wanted, or of the wrong size.
+            ValueError: if the last axis of `state` is wrong, or `extra` is missing, not wanted, or of the wrong shape.
         """
-        if extra is None and self.extra_dim or extra is not None and extra.shape[-1:] != (self.extra_dim,):
-            seen = None if extra is None else tuple(extra.shape)
-            wanted = f"[..., {self.extra_dim}]" if self.extra_dim else "None"
+        check_state(state, self.in_dim)
+        shape = (*state.shape[:-1], self.extra_dim) if self.extra_dim else None
+        seen = None if extra is None else tuple(extra.shape)
+        if seen != shape:
+            wanted = f"[..., {self.extra_dim}] with the leading axes of the state: {shape}" if shape else "None"
             raise ValueError(f"extra has shape {seen}, which is not allowed; give {wanted}")
         inputs = state if extra is None else torch.cat([state, extra.to(state.dtype)], dim=-1)
         return self.parameters_of(inputs).unflatten(-1, (self.num_gammas, self.param_size))

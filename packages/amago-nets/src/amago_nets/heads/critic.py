@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from ..registry import register
-from ..specs import ActionSpec
+from ..specs import ActionSpec, check_action_spec
 from .ensemble import CriticEnsemble, CriticEnsembleConfig, EnsembleLinear, discount_feature
 
 __all__ = ["EnsembleLinear", "NCritics", "NCriticsConfig", "discount_feature"]
@@ -55,6 +55,7 @@ class NCritics(CriticEnsemble):
     def __init__(
         self, config: NCriticsConfig, in_dim: int, action_spec: ActionSpec, gammas: Sequence[float] | Tensor
     ) -> None:
+        check_action_spec(action_spec)
         listed = action_spec.is_discrete
         super().__init__(
             config,
@@ -62,7 +63,7 @@ class NCritics(CriticEnsemble):
             action_spec,
             gammas,
             action_input=not listed,
-            out_dim=len(gammas) * action_spec.size if listed else 1,
+            out_dim=len(discount_feature(gammas)) * action_spec.size if listed else 1,
         )
         self.config = config
 
@@ -78,7 +79,7 @@ class NCritics(CriticEnsemble):
             `[..., C, G, A]` for discrete actions; otherwise `[..., C, G]` with the leading axes of `action`.
 
         Raises:
-            ValueError: if `action` is missing, not wanted, or of the wrong shape.
+            ValueError: if the last axis of `state` is wrong, or `action` is missing, not wanted, or of the wrong shape.
         """
         if self.action_input:
             return self.evaluate_actions(state, action).squeeze(-1).movedim(0, -2)

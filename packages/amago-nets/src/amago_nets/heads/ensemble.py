@@ -7,17 +7,18 @@ outputs of one critic.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar, Self
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..norms import ACTIVATIONS, make_activation
-from ..specs import ActionSpec
+from ..specs import ActionSpec, check_action_spec
 from ..validation import check_choice, check_dropout, check_int
+from .actor import check_state
 
 _ACTION_LIMIT = 0.999
 
@@ -34,7 +35,10 @@ def discount_feature(gammas: Sequence[float] | Tensor) -> Tensor:
     Raises:
         ValueError: if `gammas` is empty, not one-dimensional, or has an entry outside [0, 1].
     """
-    values = torch.as_tensor(gammas, dtype=torch.float64)
+    try:
+        values = torch.as_tensor(gammas, dtype=torch.float64)
+    except (TypeError, ValueError):
+        values = torch.empty(0)
     if values.ndim != 1 or values.numel() == 0 or not bool(((values >= 0) & (values <= 1)).all()):
         raise ValueError(f"gammas={gammas!r} is not allowed; give a non-empty sequence of numbers in [0, 1]")
     return (1.0 - values).clamp(1e-6, 1.0).reciprocal().log1p()
@@ -119,10 +123,10 @@ class CriticEnsemble(nn.Module):
         out_dim: outputs `O` of one critic.
 
     Attributes:
-        phi: `[G]` float32 discount features, not part of the state dict.
+        phi: `[G]` discount features, at least float32; not part of the state dict.
 
     Raises:
-        ValueError: if `in_dim < 1` or `gammas` is not allowed.
+        ValueError: if `in_dim < 1`, or `action_spec` or `gammas` is not allowed.
     """
 
     phi: Tensor
@@ -139,7 +143,9 @@ class CriticEnsemble(nn.Module):
     ) -> None:
         super().__init__()
         check_int("in_dim", in_dim)
-        self.register_buffer("phi", discount_feature(gammas).float(), persistent=False)
+        check_action_spec(action_spec)
+        self._features = discount_feature(gammas).tolist()
+        self.register_buffer("phi", torch.tensor(self._features, dtype=torch.float32), persistent=False)
         self.in_dim = in_dim
         self.out_dim = out_dim
         self.action_spec = action_spec
@@ -155,8 +161,20 @@ class CriticEnsemble(nn.Module):
         )
         self.activations = nn.ModuleList(make_activation(config.activation, inplace=True) for _ in self.rest)
 
+    def _apply(self, fn: Callable[..., Any], recurse: bool = True) -> Self:
+        super()._apply(fn, recurse)
+        # What half precision has rounded no state dict would restore.
+        dtype = torch.promote_types(self.phi.dtype, torch.float32)
+        self.phi = torch.tensor(self._features, dtype=dtype, device=self.phi.device)
+        return self
+
     def evaluate_states(self, state: Tensor) -> Tensor:
-        """Outputs of all critics for states `[..., D]`: `[C, ..., O]`."""
+        """Outputs of all critics for states `[..., D]`: `[C, ..., O]`.
+
+        Raises:
+            ValueError: if the last axis of `state` is wrong.
+        """
+        check_state(state, self.in_dim)
         outputs = self._after_first(self.first(state.reshape(-1, self.in_dim)))
         return outputs.reshape(self.num_critics, *state.shape[:-1], self.out_dim)
 
@@ -172,8 +190,9 @@ class CriticEnsemble(nn.Module):
             `[C, ..., G, O]` with the leading axes of `action`.
 
         Raises:
-            ValueError: if `action` is missing or of the wrong shape.
+            ValueError: if the last axis of `state` is wrong, or `action` is missing or of the wrong shape.
         """
+        check_state(state, self.in_dim)
         tail = (*state.shape[:-1], self.num_gammas, self.action_spec.size)
         if action is None or action.ndim < len(tail) or action.shape[action.ndim - len(tail) :] != tail:
             seen = None if action is None else tuple(action.shape)

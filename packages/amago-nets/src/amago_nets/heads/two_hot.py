@@ -166,7 +166,7 @@ class NCriticsTwoHot(CriticEnsemble):
             `[..., C, G, N]` with the leading axes of `action`.
 
         Raises:
-            ValueError: if `action` has the wrong shape.
+            ValueError: if the last axis of `state` is wrong, or `action` has the wrong shape.
         """
         return self.evaluate_actions(state, action).movedim(0, -3)
 
@@ -178,7 +178,12 @@ class NCriticsTwoHot(CriticEnsemble):
 
         Returns:
             `[...]`, at least float32, in the units of the targets.
+
+        Raises:
+            ValueError: if the last axis is not `N`.
         """
+        if logits.shape[-1:] != self.bins.shape:
+            raise ValueError(f"logits.shape={tuple(logits.shape)} is not allowed; give [..., {self.bins.shape[0]}]")
         mean = (logits.softmax(dim=-1, dtype=self._wide(logits)) * self.bins).sum(dim=-1)
         return symexp(mean) if self._in_symlog else mean
 
@@ -206,7 +211,21 @@ class NCriticsTwoHot(CriticEnsemble):
 
         Returns:
             `[..., C, G]` in nats, at least float32.
+
+        Raises:
+            ValueError: if the shape of `logits` or `target` is wrong.
         """
+        tail = (self.num_critics, self.num_gammas, self.bins.shape[0])
+        if logits.shape[-3:] != tail:
+            raise ValueError(
+                f"logits.shape={tuple(logits.shape)} is not allowed; give [..., {', '.join(map(str, tail))}]"
+            )
+        # An axis of critics in the target would be taken for one of the batch where the two are equal.
+        if target.ndim > logits.ndim - 2:
+            raise ValueError(
+                f"target.shape={tuple(target.shape)} is not allowed with logits of shape {tuple(logits.shape)}; give "
+                f"{(*logits.shape[:-3], self.num_gammas)}: all critics share a target"
+            )
         # As `forward` made them: critics first, which is contiguous and lets the label of a target be shared.
         by_critic = logits.movedim(-3, 0)
         if self.config.label_type == "hl_gauss":

@@ -51,7 +51,8 @@ class TrajEncoder(nn.Module):
             state: memory to go on from; the lanes are the batch. None: nothing was seen before.
 
         Returns:
-            `[B, L, E]`, and the state after the last timestep: the same object, updated in place, or None.
+            `[B, L, E]`, and the state after the last timestep: the same object, updated in place, or None. So do not
+            run it with a state under gradient checkpointing, which runs it twice.
         """
         raise NotImplementedError
 

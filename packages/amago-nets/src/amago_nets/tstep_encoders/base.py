@@ -13,15 +13,9 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
+from amago_kernels import symlog
+
 from ..specs import ActionSpec, ArraySpec
-
-
-def symlog(x: Tensor) -> Tensor:
-    """Symmetric logarithm `sign(x) ln(1 + |x|)`; any shape.
-
-    Source: Hafner et al. (2023), "Mastering Diverse Domains through World Models".
-    """
-    return x.sign() * x.abs().log1p()
 
 
 class TstepEncoder(nn.Module, ABC):
@@ -202,9 +196,15 @@ def meta_features(
 
 
 def zero_padding(x: Tensor, mask: Tensor | None, axes: int = 1) -> Tensor:
-    """Zeros where `mask` is False, for `x` with `axes` axes more than the mask."""
+    """Zeros where `mask` is False, for `x` with `axes` axes more than the mask.
+
+    Raises:
+        ValueError: if the mask is not bool.
+    """
     if mask is None:
         return x
+    if mask.dtype != torch.bool:
+        raise ValueError(f"mask.dtype={mask.dtype} is not allowed; give torch.bool")
     # Not only for the statistics: a NaN under the padding times a zero gradient is a NaN in the weights.
     return x.masked_fill(~mask.reshape(*mask.shape, *(1,) * axes), 0)
 
@@ -238,6 +238,25 @@ def check_obs_keys(obs_keys: Any) -> tuple[str, ...] | None:
     return tuple(obs_keys)
 
 
+def check_obs_specs(obs_specs: Any) -> None:
+    """Refuses anything but a mapping from one name or more to specs.
+
+    Args:
+        obs_specs: value to check.
+
+    Raises:
+        ValueError: if it is something else.
+    """
+    is_mapping = isinstance(obs_specs, Mapping) and len(obs_specs) > 0
+    if not is_mapping or any(
+        not isinstance(key, str) or not isinstance(spec, ArraySpec) for key, spec in obs_specs.items()
+    ):
+        raise ValueError(
+            f"obs_specs={obs_specs!r} is not allowed; give a mapping from one name or more, such as 'observation', to "
+            "ArraySpec"
+        )
+
+
 def select_specs(obs_specs: Mapping[str, ArraySpec], obs_keys: tuple[str, ...] | None) -> dict[str, ArraySpec]:
     """The specs an encoder uses, keys sorted.
 
@@ -246,8 +265,9 @@ def select_specs(obs_specs: Mapping[str, ArraySpec], obs_keys: tuple[str, ...] |
         obs_keys: keys to use; None is all of them.
 
     Raises:
-        ValueError: if a key does not exist, or there is none.
+        ValueError: if a key does not exist, or there is none, or something is no spec.
     """
+    check_obs_specs(obs_specs)
     keys = tuple(obs_specs) if obs_keys is None else obs_keys
     if not keys or any(key not in obs_specs for key in keys):
         raise ValueError(f"obs_keys={keys!r} is not allowed; give a subset of {sorted(obs_specs)}")
@@ -275,10 +295,18 @@ def check_inputs(
     Raises:
         ValueError: if a key is missing or a shape is wrong.
     """
+    if isinstance(obs, Tensor):
+        raise ValueError(
+            f"obs is a tensor of shape {tuple(obs.shape)}, which is not allowed; give a mapping from "
+            f"{sorted(specs)} to tensors"
+        )
+    _check_tensor("prev_action", prev_action)
+    _check_tensor("prev_reward", prev_reward)
     lead = prev_reward.shape
     for key, spec in specs.items():
         if key not in obs:
             raise ValueError(f"obs has the keys {sorted(obs.keys())}; {key!r} is missing, give {sorted(specs)}")
+        _check_tensor(f"obs[{key!r}]", obs[key])
         if obs[key].shape != lead + spec.shape:
             raise ValueError(
                 f"obs[{key!r}].shape={tuple(obs[key].shape)} is not allowed; give {(*lead, *spec.shape)}: the shape of "
@@ -291,3 +319,8 @@ def check_inputs(
         )
     if mask is not None and mask.shape != lead:
         raise ValueError(f"mask.shape={tuple(mask.shape)} is not allowed; give {tuple(lead)}, as prev_reward")
+
+
+def _check_tensor(name: str, value: Any) -> None:
+    if not isinstance(value, Tensor):
+        raise ValueError(f"{name} is a {type(value).__name__}, which is not allowed; give a tensor")

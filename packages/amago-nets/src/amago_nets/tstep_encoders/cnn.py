@@ -18,7 +18,7 @@ from ..augmentation import RandomShift, ShiftPer
 from ..cnn import CNN, AnyCNNConfig, CNNConfig, GridworldCNNConfig, NatureCNNConfig
 from ..norms import ACTIVATIONS, NORMS, make_activation, make_norm
 from ..registry import register
-from ..specs import ActionSpec, ArraySpec
+from ..specs import ActionSpec, ArraySpec, check_action_spec
 from ..validation import check_bool, check_choice, check_float, check_int
 from .base import (
     MetaEncoder,
@@ -245,6 +245,7 @@ class CNNTstepEncoder(TstepEncoder):
         self, config: CNNTstepEncoderConfig, obs_specs: Mapping[str, ArraySpec], action_spec: ActionSpec
     ) -> None:
         super().__init__()
+        check_action_spec(action_spec)
         if config.obs_key is None and len(obs_specs) != 1:
             raise ValueError(
                 f"obs_key=None is not allowed with the observations {sorted(obs_specs)}; name the image "

@@ -16,7 +16,7 @@ from ..input_norm import MaskedInputNorm
 from ..mlp import MLP
 from ..norms import ACTIVATIONS, NORMS, make_norm
 from ..registry import register
-from ..specs import ActionSpec, ArraySpec
+from ..specs import ActionSpec, ArraySpec, check_action_spec
 from ..validation import check_bool, check_choice, check_int
 from .base import (
     ObsEncoder,
@@ -108,6 +108,7 @@ class FFTstepEncoder(TstepEncoder):
         self, config: FFTstepEncoderConfig, obs_specs: Mapping[str, ArraySpec], action_spec: ActionSpec
     ) -> None:
         super().__init__()
+        check_action_spec(action_spec)
         self.config = config
         self._specs = select_specs(obs_specs, config.obs_keys)
         self._action_size = action_spec.size

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from ..norms import ACTIVATIONS, NORMS, make_activation, make_norm
 from ..registry import register
-from ..specs import ActionSpec, ArraySpec
+from ..specs import ActionSpec, ArraySpec, check_action_spec
 from ..validation import check_bool, check_choice, check_int
 from .base import (
     MetaEncoder,
@@ -22,6 +22,7 @@ from .base import (
     TstepEncoderConfig,
     check_inputs,
     check_obs_keys,
+    check_obs_specs,
     flatten_tail,
     raw_dtype,
     select_specs,
@@ -133,6 +134,7 @@ class DictTstepEncoder(TstepEncoder):
         self, config: DictTstepEncoderConfig, obs_specs: Mapping[str, ArraySpec], action_spec: ActionSpec
     ) -> None:
         super().__init__()
+        check_action_spec(action_spec)
         self.config = config
         self._specs = select_specs(obs_specs, config.obs_keys)
         self._action_size = action_spec.size
@@ -219,8 +221,7 @@ def default_config(obs_specs: Mapping[str, ArraySpec], *, d_output: int = 256) -
     Raises:
         ValueError: if there is no observation.
     """
-    if not obs_specs:
-        raise ValueError("obs_specs={} is not allowed; give one spec or more")
+    check_obs_specs(obs_specs)
     images = ImageEncoderConfig()
     if all(_is_vector(spec, images) for spec in obs_specs.values()):
         return FFTstepEncoderConfig(d_output=d_output)

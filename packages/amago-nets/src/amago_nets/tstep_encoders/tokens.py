@@ -146,4 +146,4 @@ class TokenEncoder(ObsEncoder):
             length = (present.reshape(-1, k) * place).amax(1)
             index = (length - 1).clamp_min(0).reshape(-1, 1, 1).expand(-1, 1, states.shape[-1])
             last = states.gather(1, index).squeeze(1).masked_fill(length.unsqueeze(1) == 0, 0.0)
-        return last.reshape(*lead, -1).to(embedded.dtype)
+        return last.reshape(*lead, self.config.d_hidden).to(embedded.dtype)
