@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ..dispatch import choose
 from ..external import WindowCall, mamba_ssm_scan, selective_scan_refusal
-from ..inputs import accumulation_dtype, check_reset, check_shape
+from ..inputs import accumulation_dtype, check_reset, check_shape, without_autocast
 from .reference import selective_reference
 from .tiled import tiled_scan
 
@@ -120,9 +120,10 @@ def selective_scan_step(
     dtype = state.dtype
     wide = u.to(dtype)
     sizes = _step_sizes(delta.to(dtype), delta_bias, delta_softplus)
-    state.mul_(torch.exp(sizes.unsqueeze(-1) * A.to(dtype)))
+    state.mul_((sizes.unsqueeze(-1) * A.to(dtype)).exp_())
     state.addcmul_((sizes * wide).unsqueeze(-1), B.to(dtype).unsqueeze(1))
-    y = (state * C.to(dtype).unsqueeze(1)).sum(-1)
+    with without_autocast(state.device):
+        y = torch.bmm(state, C.to(dtype).unsqueeze(-1)).squeeze(-1)
     return _output(y, wide, D, z).to(u.dtype)
 
 
