@@ -8,26 +8,13 @@ from types import SimpleNamespace
 import pytest
 import torch
 import torch.nn.functional as F
+from reset_patterns import PATTERNS, make_reset
 
 from amago_kernels import available, causal_conv1d, causal_conv1d_step
 from amago_kernels.external import WindowCall, conv_refusal, package_conv
 from amago_kernels.testing import assert_close_ratio, poisoned
 
 BACKENDS = tuple(name for name in available()["causal_conv1d"] if name != "causal_conv1d")
-KINDS = ["none", "first", "last", "all", "some"]
-
-
-def make_reset(kind, batch, length):
-    reset = torch.zeros(batch, length, dtype=torch.bool)
-    if kind == "first":
-        reset[:, 0] = True
-    elif kind == "last":
-        reset[:, -1] = True
-    elif kind == "all":
-        reset[:] = True
-    elif kind == "some":
-        reset[:] = torch.rand(batch, length, generator=torch.Generator().manual_seed(1)) < 0.2
-    return None if kind == "none" else reset
 
 
 def make_inputs(batch, length, channels, taps):
@@ -75,7 +62,7 @@ def compare(inputs, reset, backend, dtype, tolerance, activation=None):
         assert_close_ratio(one, other, tolerance, f"gradient of {name}")
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", PATTERNS)
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_output_state_and_gradients(backend, kind):
     for length in (1, 2, 63):

@@ -4,26 +4,13 @@ from __future__ import annotations
 
 import pytest
 import torch
+from reset_patterns import PATTERNS, make_reset
 
 from amago_kernels import available, linear_scan, linear_scan_step
 from amago_kernels.scan import blocked
 from amago_kernels.testing import assert_close_ratio, poisoned
 
 BACKENDS = available()["linear_scan"]
-KINDS = ["none", "first", "last", "all", "some"]
-
-
-def make_reset(kind, batch, length):
-    reset = torch.zeros(batch, length, dtype=torch.bool)
-    if kind == "first":
-        reset[:, 0] = True
-    elif kind == "last":
-        reset[:, -1] = True
-    elif kind == "all":
-        reset[:] = True
-    elif kind == "some":
-        reset[:] = torch.rand(batch, length, generator=torch.Generator().manual_seed(1)) < 0.1
-    return None if kind == "none" else reset
 
 
 def make_inputs(batch, length, channels, pairs, constant=False):
@@ -81,7 +68,7 @@ def compare(inputs, reset, pairs, backend, dtype, tolerance, resume=True):
         assert_close_ratio(one, other, tolerance, f"gradient of {name}")
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", PATTERNS)
 @pytest.mark.parametrize("pairs", [False, True])
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_output_state_and_gradients(backend, pairs, kind):

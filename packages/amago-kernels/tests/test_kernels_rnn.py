@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from reset_patterns import PATTERNS, make_reset
 from torch.utils.checkpoint import checkpoint
 
 from amago_kernels import available, gru_layer, lstm_layer
@@ -19,7 +20,6 @@ OPS = {
     "lstm": (torch.ops.amago_kernels.lstm_forward.default, torch.ops.amago_kernels.lstm_backward.default),
 }
 FUNCTIONS = {"gru": (gru._forward, gru._backward), "lstm": (lstm._forward, lstm._backward)}
-PATTERNS = ("none", "first", "last", "all", "some")
 
 
 def run(kind, inputs, **options):
@@ -34,19 +34,6 @@ def make_inputs(kind, batch, length, inputs, size, dtype=torch.float64, device=N
     shapes = [(batch, length, inputs), *states, (rows, inputs), (rows, size), (rows,), (rows,)]
     tensors = [torch.randn(shape, generator=generator, dtype=torch.float64) for shape in shapes]
     return [tensor.to(device=device, dtype=dtype).requires_grad_() for tensor in tensors]
-
-
-def make_reset(pattern, batch, length, device=None):
-    reset = torch.zeros(batch, length, dtype=torch.bool)
-    if pattern == "first":
-        reset[:, 0] = True
-    elif pattern == "last":
-        reset[:, -1] = True
-    elif pattern == "all":
-        reset[:] = True
-    elif pattern == "some":
-        reset[:] = torch.rand(batch, length, generator=torch.Generator().manual_seed(1)) < 0.2
-    return None if pattern == "none" else reset.to(device)
 
 
 def weigh(outputs):
@@ -285,7 +272,7 @@ def test_compiled_training(kind):
 def test_on_a_gpu(kind, pattern):
     exact, inputs = make_inputs(kind, 3, 63, 5, 8), make_inputs(kind, 3, 63, 5, 8, torch.float32, "cuda")
     expected = run(kind, exact, reset=make_reset(pattern, 3, 63), backend="reference")
-    compare(run(kind, inputs, reset=make_reset(pattern, 3, 63, "cuda")), inputs, expected, exact, 1e-5)
+    compare(run(kind, inputs, reset=make_reset(pattern, 3, 63, device="cuda")), inputs, expected, exact, 1e-5)
 
 
 @pytest.mark.gpu
@@ -293,7 +280,7 @@ def test_on_a_gpu(kind, pattern):
 def test_cuda_graph(kind):
     """Training with resets is captured once and replayed on new values."""
     inputs = make_inputs(kind, 3, 9, 5, 8, torch.float32, "cuda")
-    reset = make_reset("some", 3, 9, "cuda")
+    reset = make_reset("some", 3, 9, device="cuda")
     weights = [torch.randn_like(out) for out in run(kind, inputs, reset=reset)]
 
     def train():

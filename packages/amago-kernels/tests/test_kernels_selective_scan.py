@@ -9,6 +9,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 import torch.nn.functional as F
+from reset_patterns import PATTERNS, make_reset
 
 from amago_kernels import available, selective_scan, selective_scan_step
 from amago_kernels.external import WindowCall, mamba_ssm_scan, selective_scan_refusal
@@ -17,20 +18,6 @@ from amago_kernels.testing import assert_close_ratio, poisoned
 
 BACKENDS = tuple(name for name in available()["selective_scan"] if name != "mamba_ssm")
 NAMES = ("u", "delta", "A", "B", "C", "D", "z", "delta_bias", "initial_state")
-KINDS = ["none", "first", "last", "all", "some"]
-
-
-def make_reset(kind, batch, length):
-    reset = torch.zeros(batch, length, dtype=torch.bool)
-    if kind == "first":
-        reset[:, 0] = True
-    elif kind == "last":
-        reset[:, -1] = True
-    elif kind == "all":
-        reset[:] = True
-    elif kind == "some":
-        reset[:] = torch.rand(batch, length, generator=torch.Generator().manual_seed(1)) < 0.1
-    return None if kind == "none" else reset
 
 
 def make_inputs(batch, length, channels, states):
@@ -84,7 +71,7 @@ def compare(inputs, reset, backend, dtype, tolerance):
         assert_close_ratio(one, other, tolerance, f"gradient of {name}")
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", PATTERNS)
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_output_state_and_gradients(backend, kind):
     for batch, length in ((3, 1), (3, 63), (2, 130)):
