@@ -1,6 +1,6 @@
 """Two supervised memory tasks, and a loop that trains a sequence backbone on them.
 
-Dimensions: `B` batch, `L` timesteps, `D` input features, `Q` questions per timestep, `N` classes.
+Dimensions: `B` batch, `L` timesteps, `D` input features, `N` classes.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ NOISE = 4
 
 @dataclass(frozen=True)
 class Batch:
-    """Inputs `[B, L, D]`, and the classes to name `[B, L, Q]`, `NOT_ASKED` where none is."""
+    """Inputs `[B, L, D]`, and the classes to name `[B, L]`, `NOT_ASKED` where none is."""
 
     x: Tensor
     target: Tensor
@@ -40,7 +40,6 @@ class Task:
 
     sample: Callable[[int, torch.Generator, bool], Batch]
     in_dim: int
-    questions: int
     classes: int
     length: int
 
@@ -54,26 +53,16 @@ class Recipe:
     batch_size: int = 32
 
 
-def copy_task(*hints: int) -> Task:
+def sample_copy(batch_size: int, generator: torch.Generator, training: bool) -> Batch:
     """Random tokens, and a clock; which token was it 20 timesteps ago?
 
     The clock is there because only a Transformer looks at the time by itself.
-
-    Args:
-        hints: shorter delays that are asked for too in training, each with logits of its own.
     """
-    delays = (*hints, DELAY)
-
-    def sample(batch_size: int, generator: torch.Generator, training: bool) -> Batch:
-        tokens = torch.randint(TOKENS, (batch_size, COPY_LENGTH), generator=generator)
-        target = torch.full((batch_size, COPY_LENGTH, len(delays)), NOT_ASKED)
-        for i, delay in enumerate(delays):
-            if training or delay == DELAY:
-                target[:, delay:, i] = tokens[:, :-delay]
-        clock = fixed_embedding(torch.arange(COPY_LENGTH), CLOCK).expand(batch_size, COPY_LENGTH, CLOCK)
-        return Batch(torch.cat([F.one_hot(tokens, TOKENS).float(), clock], dim=-1), target)
-
-    return Task(sample, TOKENS + CLOCK, len(delays), TOKENS, COPY_LENGTH)
+    tokens = torch.randint(TOKENS, (batch_size, COPY_LENGTH), generator=generator)
+    target = torch.full((batch_size, COPY_LENGTH), NOT_ASKED)
+    target[:, DELAY:] = tokens[:, :-DELAY]
+    clock = fixed_embedding(torch.arange(COPY_LENGTH), CLOCK).expand(batch_size, COPY_LENGTH, CLOCK)
+    return Batch(torch.cat([F.one_hot(tokens, TOKENS).float(), clock], dim=-1), target)
 
 
 def sample_corridor(batch_size: int, generator: torch.Generator, training: bool) -> Batch:
@@ -88,25 +77,25 @@ def sample_corridor(batch_size: int, generator: torch.Generator, training: bool)
     x[:, :1, :CUES] = F.one_hot(cue, CUES).float()
     x[:, 1:, CUES:-1] = torch.randn(batch_size, CORRIDOR - 1, NOISE, generator=generator)
     x[..., -1] = asks.float()
-    return Batch(x, torch.where(asks, cue, NOT_ASKED).unsqueeze(-1))
+    return Batch(x, torch.where(asks, cue, NOT_ASKED))
 
 
-CORRIDOR_TASK = Task(sample_corridor, CUES + NOISE + 1, 1, CUES, CORRIDOR)
+COPY_TASK = Task(sample_copy, TOKENS + CLOCK, TOKENS, COPY_LENGTH)
+CORRIDOR_TASK = Task(sample_corridor, CUES + NOISE + 1, CUES, CORRIDOR)
 
 
 class Classifier(nn.Module):
-    """A backbone, and a linear layer for all questions."""
+    """A backbone, and a linear layer."""
 
     def __init__(self, config: TrajEncoderConfig, task: Task) -> None:
         super().__init__()
         self.backbone = config.build(task.in_dim, task.length)
-        self.head = nn.Linear(self.backbone.out_dim, task.questions * task.classes)
-        self.shape = (task.questions, task.classes)
+        self.head = nn.Linear(self.backbone.out_dim, task.classes)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Logits `[B, L, Q, N]`."""
+        """Logits `[B, L, N]`."""
         time_idx = torch.arange(x.shape[1]).expand(x.shape[:2])
-        return self.head(self.backbone(x, time_idx)[0]).unflatten(-1, self.shape)
+        return self.head(self.backbone(x, time_idx)[0])
 
 
 @torch.no_grad()
@@ -132,7 +121,7 @@ def learn(
     result = 0.0
     for step in range(1, recipe.steps + 1):
         batch = task.sample(recipe.batch_size, generator, True)
-        loss = F.cross_entropy(model(batch.x).flatten(0, 2), batch.target.flatten(), ignore_index=NOT_ASKED)
+        loss = F.cross_entropy(model(batch.x).flatten(0, 1), batch.target.flatten(), ignore_index=NOT_ASKED)
         optimizer.zero_grad()
         loss.backward()
         nn.utils.clip_grad_norm_(model.parameters(), 1.0)

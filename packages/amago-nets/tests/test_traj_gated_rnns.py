@@ -121,6 +121,20 @@ def test_weights_are_those_of_torch(kind, resets):
 
 
 @pytest.mark.parametrize("kind", CONFIGS)
+def test_units_begin_with_the_timescales_asked_for(kind):
+    size = 512
+    layers = getattr(CONFIGS[kind](d_hidden=size, n_layers=2, max_timescale=50.0).build(3, 4), kind)
+    for layer in range(2):
+        _, _, bias, other = layers.weights(layer)
+        keep = torch.sigmoid((bias + other)[size : 2 * size].detach())
+        tau = 1 / (1 - keep)
+        # Log-uniform: half of the units lie below the geometric mean of the ends, 10.
+        assert 2.0 <= tau.min() < 2.2 and 45.0 < tau.max() <= 50.01 and 0.4 < (tau < 10.0).float().mean() < 0.6
+        if kind == "lstm":  # What is not kept is written.
+            torch.testing.assert_close(torch.sigmoid((bias + other)[:size]), 1 - keep)
+
+
+@pytest.mark.parametrize("kind", CONFIGS)
 def test_both_loops_have_the_same_gradients(kind):
     model = build(kind, torch.float64)
     x, time_idx = make_window(torch.float64)
@@ -182,7 +196,8 @@ def test_configs(kind):
     config = CONFIGS[kind](d_hidden=8)
     assert isinstance(config, TrajEncoderConfig)
     assert lookup("traj_encoder", kind) is CONFIGS[kind]
-    assert [field.name for field in dataclasses.fields(config)] == ["d_hidden", "n_layers", "d_output", "norm"]
+    fields = ["d_hidden", "n_layers", "d_output", "norm", "max_timescale"]
+    assert [field.name for field in dataclasses.fields(config)] == fields
     with pytest.raises(dataclasses.FrozenInstanceError):
         config.n_layers = 3
     with pytest.raises(TypeError):
@@ -192,6 +207,7 @@ def test_configs(kind):
         ({"n_layers": 0}, "n_layers=0"),
         ({"d_output": -1}, "d_output=-1"),
         ({"norm": "batch"}, "norm='batch'"),
+        ({"max_timescale": 1.0}, "max_timescale=1.0"),
     ):
         with pytest.raises(ValueError, match=message):
             CONFIGS[kind](**options)

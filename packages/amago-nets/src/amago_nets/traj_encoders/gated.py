@@ -5,6 +5,7 @@ Dimensions: `B` batch or lanes, `L` timesteps, `D` input features, `N` layers, `
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
@@ -16,7 +17,7 @@ from torch import Tensor, nn
 from ..norms import NORMS, make_norm
 from ..recurrence import at_least_float32
 from ..state import State
-from ..validation import check_choice, check_int
+from ..validation import check_choice, check_float, check_int
 from .base import TrajEncoder, TrajEncoderConfig
 
 
@@ -39,6 +40,27 @@ class GatedLayers(nn.RNNBase):
 
     def __init__(self, mode: str, in_dim: int, d_hidden: int, n_layers: int) -> None:
         super().__init__(mode, in_dim, d_hidden, n_layers, batch_first=True)
+
+    @torch.no_grad()
+    def remember_long(self, max_timescale: float) -> None:
+        """Draws new biases of the gates that keep and write memory.
+
+        Args:
+            max_timescale: the longest time constant in timesteps, at least 2. While its input says nothing, a unit
+                forgets over `tau` timesteps, log-uniform in `[2, max_timescale]`.
+
+        Source: Tallec and Ollivier (2018), "Can recurrent neural networks warp time?".
+        """
+        keep = slice(self.hidden_size, 2 * self.hidden_size)  # The update gate of a GRU, the forget gate of an LSTM.
+        for layer in range(self.num_layers):
+            _, _, bias, other = self.weights(layer)
+            tau = torch.empty_like(bias[keep]).uniform_(math.log(2.0), math.log(max_timescale)).exp_()
+            bias[keep] = (tau - 1.0).log_()
+            other[keep] = 0.0
+            if self.mode == "LSTM":
+                write = slice(0, self.hidden_size)
+                bias[write] = -bias[keep]
+                other[write] = 0.0
 
     def weights(self, layer: int) -> list[Tensor]:
         """Input weights, recurrent weights and the bias of each."""
@@ -85,7 +107,10 @@ class GatedTrajEncoder(TrajEncoder):
 
     def __init__(self, config: GatedConfig, in_dim: int, max_seq_len: int) -> None:
         super().__init__(in_dim, config.d_output, max_seq_len)
-        self.add_module(self.layers_name, GatedLayers(self.mode, in_dim, config.d_hidden, config.n_layers))
+        layers = GatedLayers(self.mode, in_dim, config.d_hidden, config.n_layers)
+        if config.max_timescale is not None:
+            layers.remember_long(config.max_timescale)
+        self.add_module(self.layers_name, layers)
         self.output = nn.Linear(config.d_hidden, config.d_output)
         self.norm = make_norm(config.norm, config.d_output)
 
@@ -196,12 +221,15 @@ class GatedConfig(TrajEncoderConfig):
         n_layers: recurrent layers.
         d_output: features of the output.
         norm: name of the norm of the output.
+        max_timescale: at the start units forget over 2 to so many timesteps, log-uniform; a good value is the longest
+            gap to bridge. None: PyTorch's initial values, which forget within a few timesteps.
     """
 
     d_hidden: int = 256
     n_layers: int = 2
     d_output: int = 256
     norm: str = "layer"
+    max_timescale: float | None = None
 
     def __post_init__(self) -> None:
         """Checks every field.
@@ -212,3 +240,5 @@ class GatedConfig(TrajEncoderConfig):
         for name in ("d_hidden", "n_layers", "d_output"):
             check_int(name, getattr(self, name))
         check_choice("norm", self.norm, NORMS)
+        if self.max_timescale is not None:
+            check_float("max_timescale", self.max_timescale, low=2.0)

@@ -55,6 +55,8 @@ class GRUConfig(GatedConfig):
         n_layers: recurrent layers.
         d_output: features of the output.
         norm: name of the norm of the output.
+        max_timescale: at the start units forget over 2 to so many timesteps, log-uniform; a good value is the longest
+            gap to bridge. None: PyTorch's initial values, which forget within a few timesteps.
     """
 
     def build(self, in_dim: int, max_seq_len: int) -> GRUTrajEncoder:
