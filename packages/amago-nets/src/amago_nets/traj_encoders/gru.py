@@ -56,7 +56,7 @@ class GRUConfig(GatedConfig):
         d_output: features of the output.
         norm: name of the norm of the output.
         max_timescale: at the start units forget over 2 to so many timesteps, log-uniform; a good value is the longest
-            gap to bridge. None: PyTorch's initial values, which forget within a few timesteps.
+            gap to bridge. None: PyTorch's initial values.
     """
 
     def build(self, in_dim: int, max_seq_len: int) -> GRUTrajEncoder:
