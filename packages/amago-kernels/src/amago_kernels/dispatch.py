@@ -7,36 +7,34 @@ serve a call (None: it can). "auto" takes the first that can; a backend asked fo
 from __future__ import annotations
 
 import importlib.util
+import os
 import sys
 from collections.abc import Callable, Mapping
 from typing import TypeVar
 
+import torch
+
+# Triton decides when it is imported; a constant is what torch.compile can trace.
+INTERPRETING = os.environ.get("TRITON_INTERPRET", "0") == "1"
+_OLDEST_CAPABILITY = (8, 0)
+_TRITON_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+
 CallT = TypeVar("CallT")
 
-# What exists in principle, per operation, in the order users read it; `built` says what this version can run.
+# The backends of every operation, in the order users read them.
 OPERATIONS: dict[str, tuple[str, ...]] = {
     "attention": ("reference", "sdpa", "flex", "triton", "flash"),
     "causal_conv1d": ("reference", "fused", "triton", "causal_conv1d"),
     "decode_attention": ("reference", "matmul", "sdpa", "triton"),
+    "discounted_returns": ("reference", "blocked", "triton"),
     "gru_layer": ("reference", "fused"),
     "hl_gauss_cross_entropy": ("reference", "fused", "triton"),
+    "lambda_returns": ("reference", "blocked", "triton"),
     "lstm_layer": ("reference", "fused"),
     "linear_scan": ("reference", "blocked", "triton"),
-    "n_step_targets": ("reference",),
+    "n_step_targets": ("reference", "fused", "triton"),
     "selective_scan": ("reference", "blocked", "triton", "mamba_ssm"),
     "two_hot_cross_entropy": ("reference", "fused", "triton"),
-}
-_BUILT: dict[str, tuple[str, ...]] = {
-    "attention": ("reference", "sdpa", "flash"),
-    "causal_conv1d": ("reference", "fused", "causal_conv1d"),
-    "decode_attention": ("reference", "matmul", "sdpa"),
-    "gru_layer": ("reference", "fused"),
-    "hl_gauss_cross_entropy": ("reference", "fused"),
-    "lstm_layer": ("reference", "fused"),
-    "linear_scan": ("reference", "blocked"),
-    "n_step_targets": ("reference",),
-    "selective_scan": ("reference", "blocked", "mamba_ssm"),
-    "two_hot_cross_entropy": ("reference", "fused"),
 }
 _PACKAGES = {
     "triton": ("triton", "triton"),
@@ -50,26 +48,55 @@ def available() -> dict[str, tuple[str, ...]]:
     """Lists the backends that can run here, per operation.
 
     Returns:
-        Operation name to backend names; "auto" is always allowed and not listed.
+        Operation name to backend names; "auto" is always allowed and not listed. "triton" is listed where the package
+        is installed and there is a CUDA device, or Triton's interpreter is on.
     """
-    return {name: tuple(b for b in backends if missing(name, b) is None) for name, backends in _BUILT.items()}
+    without_triton = not (INTERPRETING or torch.cuda.is_available())
+    return {
+        name: tuple(b for b in backends if missing(b) is None and not (b == "triton" and without_triton))
+        for name, backends in OPERATIONS.items()
+    }
 
 
-def missing(operation: str, backend: str) -> str | None:
-    """Says why a known backend cannot run at all in this installation.
+def missing(backend: str) -> str | None:
+    """Says which package a backend lacks.
 
     Args:
-        operation: key of `OPERATIONS`.
-        backend: a backend name known for that operation.
+        backend: a backend name.
 
     Returns:
-        The reason, or None if the backend can run.
+        The reason, or None if it lacks nothing.
     """
     module, extra = _PACKAGES.get(backend, ("", ""))
     # Looking among the imported modules first is what torch.compile can trace; the search on disk is not.
     if module and module not in sys.modules and importlib.util.find_spec(module) is None:
         return f"{module} is not installed (pip install 'amago-kernels[{extra}]')"
-    return None if backend in _BUILT[operation] else "this version does not include it yet"
+    return None
+
+
+def triton_refusal(device_type: str, *dtypes: torch.dtype) -> str | None:
+    """Says why Triton kernels cannot serve inputs.
+
+    Args:
+        device_type: where they are, for example "cuda".
+        dtypes: of all floating inputs.
+
+    Returns:
+        The reason, or None.
+    """
+    if device_type != "cuda" and not INTERPRETING:
+        return (
+            f"Triton kernels run on CUDA devices, and the input is on {device_type} "
+            "(to debug, set TRITON_INTERPRET=1 before the first import)"
+        )
+    for dtype in dtypes:
+        if dtype not in _TRITON_DTYPES:
+            return f"Triton kernels take float32, bfloat16 and float16, not {dtype}"
+    if device_type == "cuda" and not torch.compiler.is_compiling():
+        capability = torch.cuda.get_device_capability()
+        if capability < _OLDEST_CAPABILITY:
+            return f"Triton kernels need compute capability 8.0 or later, and this device has {capability}"
+    return None
 
 
 def choose(operation: str, backend: str, call: CallT, candidates: Mapping[str, Callable[[CallT], str | None]]) -> str:
@@ -89,18 +116,17 @@ def choose(operation: str, backend: str, call: CallT, candidates: Mapping[str, C
     """
     if backend == "auto":
         for name, refusal in candidates.items():
-            if refusal(call) is None:
+            # The interpreter is there to debug: nobody wants to end up in it unasked.
+            if refusal(call) is None and not (name == "triton" and (INTERPRETING or missing(name))):
                 return name
         raise ValueError(f"backend='auto': none of {sorted(candidates)} can serve this {operation} call")
     if backend not in OPERATIONS[operation]:
         allowed = ", ".join(repr(name) for name in ("auto", *OPERATIONS[operation]))
         raise ValueError(f"backend={backend!r} is not known for {operation}; choose one of {allowed}")
-    reason = missing(operation, backend)
+    reason = missing(backend)
     if reason is None:
         reason = candidates[backend](call)
     if reason is not None:
-        usable = [
-            name for name, refusal in candidates.items() if missing(operation, name) is None and refusal(call) is None
-        ]
+        usable = [name for name, refusal in candidates.items() if missing(name) is None and refusal(call) is None]
         raise ValueError(f"backend={backend!r} cannot serve this {operation} call: {reason}; these can: {usable}")
     return backend
