@@ -1,12 +1,13 @@
-# A front door and nothing more: both targets set up .venv with nox in it and call nox (see noxfile.py, `nox -l`).
+# A front door and nothing more: demo and test set up .venv with nox in it and call nox (see noxfile.py, `nox -l`).
 PYTHON ?= python3
 VENV := .venv
 ARGS ?=
 
-.PHONY: help demo test
+.PHONY: help demo gpu test
 help:
 	@echo "make demo   train example 00 on the CPU and plot it; more options: make demo ARGS=\"--seed 1\""
 	@echo "make test   run everything that CI runs"
+	@echo "make gpu    run what needs a CUDA device: tests and kernel benchmarks, with the torch that $(PYTHON) has"
 	@echo "Another Python: make test PYTHON=python3.12"
 
 demo: $(VENV)/.nox-ready
@@ -14,6 +15,10 @@ demo: $(VENV)/.nox-ready
 
 test: $(VENV)/.nox-ready
 	@$(VENV)/bin/nox
+
+# No nox and no environment: a machine with a GPU has its own torch.
+gpu:
+	@$(PYTHON) tests/gpu.py $(ARGS)
 
 $(VENV)/.nox-ready: constraints/ci.txt
 	@command -v $(PYTHON) >/dev/null || { echo "No '$(PYTHON)' found: install Python 3.11 or newer, or name one: make PYTHON=/path/to/python"; exit 1; }

@@ -245,18 +245,18 @@ def learn(session: nox.Session) -> None:
 def bench(session: nox.Session) -> None:
     """Run the benchmarks and save their JSON (`nox -s bench -- NAME...` picks; demo_seeds runs only when named)."""
     install(session, "amago-core[plot]", "amago-envs")
-    scripts = sorted((ROOT / "benchmarks").glob("[!_]*.py"))
-    names = [script.stem for script in scripts]
-    for script in scripts:
-        if script.stem in (session.posargs or [name for name in names if name != "demo_seeds"]):
-            session.run("python", str(script), "--out", str(ROOT / "runs" / "bench" / f"{script.stem}.json"))
+    folder = ROOT / "runs" / "bench"
+    outs = {script.stem: (script, folder / f"{script.stem}.json") for script in (ROOT / "benchmarks").glob("[!_]*.py")}
+    outs["kernels"] = (ROOT / "benchmarks" / "kernels", folder / "kernels")
+    for name, (script, out) in sorted(outs.items()):
+        if name in (session.posargs or [name for name in outs if name != "demo_seeds"]):
+            session.run("python", str(script), "--out", str(out))
 
 
 @nox.session(default=False, venv_backend="none")
 def gpu(session: nox.Session) -> None:
-    """Run the tests that need a CUDA device, with the torch that the machine's own `python3` has."""
-    tests = [f"packages/{name}/tests" for name in PACKAGES if "torch" in BRINGS[name]]
-    session.run("python3", "-m", "pytest", "-m", "gpu", *tests, *session.posargs, env={"PYTHONPATH": SOURCES})
+    """Run the tests that need a CUDA device and the benchmarks of the kernels, with the machine's own `python3`."""
+    session.run("python3", str(ROOT / "tests" / "gpu.py"), *session.posargs)
 
 
 @nox.session(default=False)

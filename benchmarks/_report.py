@@ -25,9 +25,30 @@ def report(name: str, rows: list[dict[str, Any]], out: str | None, *, settings: 
     widths = [max(len(column), *(len(line[i]) for line in cells)) for i, column in enumerate(columns)]
     for line in (columns, *cells):
         print("  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip())
-    if out is None:
-        return
-    path = Path(out)
+    if out is not None:
+        print(f"saved {save(name, rows, Path(out), settings=settings)}")
+
+
+def save(
+    name: str,
+    rows: list[dict[str, Any]],
+    path: Path,
+    *,
+    settings: dict[str, Any],
+    extra: dict[str, Any] | None = None,
+) -> Path:
+    """Save rows as JSON, with the machine they are from.
+
+    Args:
+        name: of the benchmark.
+        rows: one dictionary per line.
+        path: file to write, or a directory that gets `<name>.json`.
+        settings: what the numbers depend on.
+        extra: more to save, beside the rows.
+
+    Returns:
+        The file.
+    """
     if path.suffix != ".json":
         path = path / f"{name}.json"
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -42,10 +63,11 @@ def report(name: str, rows: list[dict[str, Any]], out: str | None, *, settings: 
         "date": time.strftime("%Y-%m-%d"),
         "machine": machine,
         "settings": settings,
+        **(extra or {}),
         "rows": rows,
     }
     path.write_text(json.dumps(content, indent=2) + "\n")
-    print(f"saved {path}")
+    return path
 
 
 def _text(value: Any) -> str:

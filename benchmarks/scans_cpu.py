@@ -4,6 +4,8 @@ Every line is beside its reference, a loop that unbinds its inputs once; small l
 that indexes `a[:, t]`, as one writes it first, and whose backward pass is quadratic in the length. Every output and
 every gradient is compared with the reference first; where they disagree the script stops and reports nothing.
 Sides take turns, call by call, and the median is reported; a side that has used up its seconds sits the rest out.
+For linear recurrences `floor_ms` is what memory alone takes: the three elementwise passes over fresh outputs (states,
+and the gradients of factors and terms) that no algorithm gets below. It bounds the speedup of wide shapes.
 
     python benchmarks/scans_cpu.py [--threads 1] [--repeats 15] [--seconds 5] [--out results.json]
 """
@@ -67,15 +69,21 @@ def median_ms(sides: Sides, run: Callable[[Callable[..., Tensor]], Any], args: a
 
 
 def compare(
-    operation: str, shape: str, sides: Sides, inputs: list[Tensor], args: argparse.Namespace
+    operation: str,
+    shape: str,
+    sides: Sides,
+    inputs: list[Tensor],
+    args: argparse.Namespace,
+    floor: Callable[..., Any] | None = None,
 ) -> list[dict[str, Any]]:
-    """One line per side."""
+    """One line per side; `floor` moves the bytes that forward and backward have to move."""
     inputs = [x.requires_grad_() for x in inputs]
     with torch.no_grad():
         weight = torch.randn_like(sides["reference"](*inputs))
     errors = agree(f"{operation} {shape}", sides, inputs, weight)
     with torch.no_grad():
         forward = median_ms(sides, lambda side: side(*inputs), args)
+        floor_ms = None if floor is None else median_ms({"floor": floor}, lambda side: side(), args)["floor"]
     both = median_ms(sides, lambda side: torch.autograd.grad(side(*inputs), inputs, weight), args)
     return [
         {
@@ -86,6 +94,7 @@ def compare(
             "forward_speedup": forward["reference"] / forward[name],
             "forward_backward_ms": both[name],
             "forward_backward_speedup": both["reference"] / both[name],
+            "floor_ms": floor_ms,
             "error": errors[name],
         }
         for name in sides
@@ -104,8 +113,13 @@ def bench_linear(shape: tuple[int, int, int], pairs: bool, args: argparse.Namesp
     sides: Sides = {name: side(name) for name in ("reference", "blocked")}
     if batch * channels <= 512:
         sides["by hand: loop over a[:, t]"] = lambda a, b, state: indexing_loop(a, b, state, pairs)
+    a, b = (torch.view_as_complex(x) if pairs else x for x in inputs[:2])
+
+    def floor() -> tuple[Tensor, ...]:
+        return torch.addcmul(b, a, b), torch.addcmul(b, a, b), torch.mul(a, b)
+
     label = f"B{batch} L{length} D{channels}"
-    return compare(f"linear_scan, {'complex' if pairs else 'real'}", label, sides, inputs, args)
+    return compare(f"linear_scan, {'complex' if pairs else 'real'}", label, sides, inputs, args, floor)
 
 
 def bench_selective(shape: tuple[int, int, int, int], args: argparse.Namespace) -> list[dict[str, Any]]:
@@ -151,8 +165,9 @@ def main() -> None:
     torch.manual_seed(0)
     rows = []
     for pairs in (False, True):
-        for linear in ((1, 512, 64), (8, 512, 64), (8, 512, 256), (32, 512, 256)):
-            rows += bench_linear(linear, pairs, args)
+        for batch in (1, 8, 32):
+            for channels in (8, 64, 256):
+                rows += bench_linear((batch, 512, channels), pairs, args)
     for selective in ((2, 64, 64, 8), (8, 128, 512, 16), (24, 128, 256, 16)):
         rows += bench_selective(selective, args)
     for conv in ((2, 64, 64, 4), (24, 128, 512, 4)):

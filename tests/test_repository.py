@@ -77,3 +77,25 @@ def test_other_libraries_share_our_versions() -> None:
     ours, theirs = pins("ci.txt"), pins("reuse.txt")
     differ = {name for name in ours.keys() & theirs.keys() if ours[name] != theirs[name]}
     assert differ == {"tensordict"}  # TorchRL's release wants an older one.
+
+
+# How one would write an operation of amago-kernels a second time.
+REWRITTEN = re.compile(
+    r"scaled_dot_product_attention|flex_attention|MultiheadAttention|associative_scan|cumprod|selective_scan_fn"
+    r"|nn\.(GRU|LSTM|RNN)\(|^\s*(import|from) (flash_attn|mamba_ssm|causal_conv1d)\b"
+    r"|gamma \*|\* gamma"
+)
+
+
+def test_kernels_are_written_once() -> None:
+    sources = [path for path in (ROOT / "packages").glob("*/src/**/*.py") if "amago_kernels" not in path.parts]
+    sources += (ROOT / "examples").glob("*.py")
+    sources += (ROOT / "packages").glob("*/examples/*.py")
+    assert len(sources) > 100
+    again = {
+        f"{path.relative_to(ROOT)}:{number}: {line.strip()}"
+        for path in sources
+        for number, line in enumerate(path.read_text().splitlines(), 1)
+        if REWRITTEN.search(line)
+    }
+    assert not again, "attention, scans, returns and value losses live in amago-kernels"

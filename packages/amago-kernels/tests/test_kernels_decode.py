@@ -227,7 +227,7 @@ def test_lengths_set_by_hand_are_noticed():
     cache.keys.normal_()
     cache.values.normal_()
     cache.length.fill_(5)
-    assert plan_decode(cache).looked == 6
+    assert plan_decode(cache).masks.looked == 6
 
 
 def test_no_graph_is_recorded():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from linear_scan_cases import compare, make_inputs, scalar
 from reset_patterns import PATTERNS, make_reset
 from triton_devices import without_triton
 
@@ -12,61 +13,6 @@ from amago_kernels.scan import blocked
 from amago_kernels.testing import assert_close_ratio, poisoned
 
 BACKENDS = without_triton("linear_scan")
-
-
-def make_inputs(batch, length, channels, pairs, constant=False):
-    """`a`, `b` and an initial state in float64; factors reach from 0 over tiny ones to beyond 1."""
-    generator = torch.Generator().manual_seed(0)
-    tail = (channels, 2) if pairs else (channels,)
-    a = torch.randn(tail if constant else (batch, length, *tail), generator=generator, dtype=torch.float64) * 0.6
-    if constant:
-        a.clamp_(-0.7, 0.7)
-    flat = a.view(-1)
-    flat[::7], flat[1::11] = 0.0, 1e-30
-    b = torch.randn(batch, length, *tail, generator=generator, dtype=torch.float64)
-    return a, b, torch.randn(batch, *tail, generator=generator, dtype=torch.float64)
-
-
-def loop(a, b, state, reset, pairs):
-    """Lane by lane, timestep by timestep, in Python's `if`s and torch's complex numbers."""
-    if pairs:
-        a, b, state = (torch.view_as_complex(x.contiguous()) for x in (a, b, state))
-    lanes = []
-    for lane, (factors, terms, h) in enumerate(zip(a.expand(b.shape), b, state, strict=True)):
-        states = []
-        for t, (factor, term) in enumerate(zip(factors, terms, strict=True)):
-            if reset is not None and reset[lane, t]:
-                h = torch.zeros_like(h)
-            h = factor * h + term
-            states.append(h)
-        lanes.append(torch.stack(states))
-    out = torch.stack(lanes)
-    return torch.view_as_real(out) if pairs else out
-
-
-def scalar(h, last):
-    generator = torch.Generator().manual_seed(2)
-    weights = [torch.randn(x.shape, generator=generator, dtype=torch.float64) for x in (h, last)]
-    return (h.double() * weights[0]).sum() + (last.double() * weights[1]).sum()
-
-
-def compare(inputs, reset, pairs, backend, dtype, tolerance, resume=True):
-    exact = [x.requires_grad_() for x in inputs]
-    cast = [x.detach().to(dtype).requires_grad_() for x in inputs]
-    start = exact[2] if resume else torch.zeros_like(exact[2])
-    expected = loop(exact[0], exact[1], start, reset, pairs)
-    h, last = linear_scan(
-        cast[0], cast[1], initial_state=cast[2] if resume else None, reset=reset, pairs=pairs, backend=backend
-    )
-    assert h.dtype == dtype
-    assert last.dtype == (torch.float64 if dtype == torch.float64 else torch.float32)
-    assert_close_ratio(h, expected, tolerance, "h")
-    assert_close_ratio(last, expected[:, -1], tolerance, "final state")
-    count = 3 if resume else 2
-    wanted = torch.autograd.grad(scalar(expected, expected[:, -1]), exact[:count], materialize_grads=True)
-    got = torch.autograd.grad(scalar(h, last), cast[:count])
-    for name, one, other in zip(("a", "b", "initial_state"), got, wanted, strict=False):
-        assert_close_ratio(one, other, tolerance, f"gradient of {name}")
 
 
 @pytest.mark.parametrize("kind", PATTERNS)
@@ -137,11 +83,46 @@ def test_no_gradient_crosses_a_reset(backend):
 
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_products_that_overflow_do_no_harm(backend):
-    a, b = torch.full((1, 200, 3), 40.0), torch.zeros(1, 200, 3)
-    b[:, 180:] = 1.0
-    h, last = linear_scan(a, b, backend=backend)
-    assert not h[:, :180].any() and h.isfinite().all()
-    assert_close_ratio(last, torch.full((1, 3), sum(40.0**n for n in range(20))), 1e-5)
+    for factor in (40.0, 256.0):
+        a, b = torch.full((1, 300, 3), factor), torch.zeros(1, 300, 3)
+        b[:, 285:] = 1.0
+        h, last = linear_scan(a, b, backend=backend)
+        assert not h[:, :285].any() and h.isfinite().all()
+        assert_close_ratio(last, torch.full((1, 3), sum(factor**n for n in range(15))), 1e-5)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_products_that_overflow_meet_small_states(backend):
+    """They meet states so small that the results are not large: 2^-98 * (2^16)^14 = 2^126."""
+    for start in range(120, 144, 4):
+        a, b = torch.full((1, 300, 3), 0.5), torch.zeros(1, 300, 3)
+        a[:, start : start + 14] = 2.0**16
+        b[:, 20] = 2.0
+        h, last = linear_scan(a, b, backend=backend)
+        assert h[0, start + 13].tolist() == [2.0 ** (246 - start)] * 3
+        assert last.tolist() == [[2.0 ** (246 - start - (299 - start - 13))] * 3]
+
+
+@pytest.fixture
+def blind(monkeypatch):
+    """Blocks as on an accelerator, where a look at a value is a stall."""
+    monkeypatch.setattr(blocked, "_visible", lambda x: False)
+
+
+@pytest.mark.parametrize("kind", PATTERNS)
+@pytest.mark.parametrize("pairs", [False, True])
+def test_blocks_without_a_look_at_values(pairs, kind, blind):
+    for length in (63, 130, 300):
+        inputs = make_inputs(2, length, 5, pairs)
+        compare(inputs, make_reset(kind, 2, length), pairs, "blocked", torch.float64, 1e-12)
+    compare(make_inputs(2, 130, 5, pairs), make_reset(kind, 2, 130), pairs, "blocked", torch.float32, 1e-5)
+
+
+def test_blocks_without_a_look_at_values_are_safe(blind):
+    test_products_that_overflow_do_no_harm("blocked")
+    test_products_that_overflow_meet_small_states("blocked")
+    for pairs in (False, True):
+        test_nan_before_a_reset_is_forgotten("blocked", pairs)
 
 
 @pytest.mark.parametrize("pairs", [False, True])
@@ -206,10 +187,10 @@ def test_registration(pairs):
     arguments = (a, b, state, reset, pairs)
     torch.library.opcheck(torch.ops.amago_kernels.linear_scan.default, arguments)
     torch.library.opcheck(torch.ops.amago_kernels.linear_scan.default, (*arguments[:3], None, pairs))
-    h = torch.ops.amago_kernels.linear_scan(*arguments).detach()
+    h, last = (x.detach() for x in torch.ops.amago_kernels.linear_scan(*arguments))
     torch.library.opcheck(
         torch.ops.amago_kernels.linear_scan_backward.default,
-        (torch.randn_like(h), a.detach(), h, state.detach(), reset, pairs),
+        (torch.randn_like(h), torch.randn_like(last), a.detach(), h, state.detach(), reset, pairs),
     )
 
 

@@ -130,11 +130,11 @@ def test_a_full_cache_needs_no_mask():
     cache = RingCache.allocate(3, 2, 6, 8, sink=2)
     decode_all(make_steps(3, 9, torch.float32), cache, torch.zeros(3, 9, dtype=torch.bool), sink=2)
     for window in (None, 3, 5):
-        plan = plan_decode(cache, sink=2, window=window)
-        assert plan.hidden is None and plan.sinks is None
-        assert plan.place[2] == 2 + (9 - 2) % 4
-    assert plan_decode(cache, sink=2, window=2).hidden is not None
-    assert plan_decode(cache, sink=1).hidden is not None
+        masks = plan_decode(cache, sink=2, window=window).masks
+        assert masks.hidden is None and masks.sinks is None
+        assert masks.place[2] == 2 + (9 - 2) % 4
+    assert plan_decode(cache, sink=2, window=2).masks.hidden is not None
+    assert plan_decode(cache, sink=1).masks.hidden is not None
 
 
 @pytest.mark.parametrize("backend", BACKENDS)

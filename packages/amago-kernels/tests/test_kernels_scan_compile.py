@@ -25,11 +25,11 @@ def make_inputs(device="cpu"):
     return {name: x.to(device).requires_grad_() for name, x in inputs.items()}
 
 
-def layer(x, weight, delta, A, B, C, a, reset):
+def layer(x, weight, delta, A, B, C, a, reset, backend="auto"):
     """A convolution, a selective scan and a complex linear scan in a row."""
     mixed, _ = causal_conv1d(x, weight, reset=reset, activation="silu")
     y, state = selective_scan(mixed, delta, A, B, C, delta_softplus=True, reset=reset)
-    h, last = linear_scan(a, y.unflatten(-1, (3, 2)), reset=reset, pairs=True)
+    h, last = linear_scan(a, y.unflatten(-1, (3, 2)), reset=reset, pairs=True, backend=backend)
     return h.square().sum() + last.sum() + state.sum()
 
 
@@ -51,15 +51,16 @@ def test_compiles_in_one_piece(resets):
 
 
 @pytest.mark.gpu
-def test_cuda_equals_cpu_and_never_waits():
+@pytest.mark.parametrize("backend", ["auto", "blocked"])
+def test_cuda_equals_cpu_and_never_waits(backend):
     inputs, reset = make_inputs(), make_reset()
     expected = layer(**inputs, reset=reset)
     wanted = torch.autograd.grad(expected, list(inputs.values()))
     inputs, reset = make_inputs("cuda"), make_reset("cuda")
-    layer(**inputs, reset=reset).backward()
+    layer(**inputs, reset=reset, backend=backend).backward()
     torch.cuda.set_sync_debug_mode("error")
     try:
-        out = layer(**inputs, reset=reset)
+        out = layer(**inputs, reset=reset, backend=backend)
         got = torch.autograd.grad(out, list(inputs.values()))
     finally:
         torch.cuda.set_sync_debug_mode("default")

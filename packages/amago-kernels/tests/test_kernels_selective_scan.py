@@ -83,7 +83,8 @@ def test_output_state_and_gradients(backend, kind):
 def test_tiles_in_float32(kind, monkeypatch):
     """A lane at a time, two at a time, all at once; chunks that do and do not divide the window."""
     for chunk, lanes in ((16, 1), (13, 2), (64, 3)):
-        monkeypatch.setattr(tiled, "_CPU_TILE", (chunk, chunk * lanes * 60 * 4))
+        for name in ("_CPU_TILE", "_LONG_CPU_TILE"):
+            monkeypatch.setattr(tiled, name, (chunk, chunk * lanes * 60 * 4))
         compare(make_inputs(3, 65, 60, 4), make_reset(kind, 3, 65), "blocked", torch.float32, 1e-5)
 
 
@@ -191,7 +192,7 @@ def test_steps_equal_the_scan():
 
 def test_never_holds_all_states_of_the_window():
     """The buffers inside of the operation, and all it hands out or keeps for the backward pass, are smaller."""
-    inputs = {name: x.float().requires_grad_() for name, x in make_inputs(1, 512, 16, 16).items()}
+    inputs = {name: x.float().requires_grad_() for name, x in make_inputs(1, 2048, 16, 16).items()}
     largest = 0
 
     class Watch(torch.utils._python_dispatch.TorchDispatchMode):
@@ -205,8 +206,8 @@ def test_never_holds_all_states_of_the_window():
 
     with Watch():
         sum(x.sum() for x in run(inputs, None, "blocked")).backward()
-    assert 0 < largest <= 512 * 16 * 16 // 4
-    assert tiled._tiles(inputs["u"], inputs["A"], 4)[2].numel() <= 512 * 16 * 16 // 4
+    assert 0 < largest <= 2048 * 16 * 16 // 4
+    assert tiled._tiles(inputs["u"], inputs["A"], 4)[2].numel() <= 2048 * 16 * 16 // 4
 
 
 @pytest.mark.filterwarnings("ignore")
@@ -214,11 +215,11 @@ def test_registration():
     inputs = {name: x.float().requires_grad_() for name, x in make_inputs(2, 20, 4, 3).items()}
     arguments = [inputs[name] for name in ("u", "delta", "A", "B", "C", "initial_state")]
     for reset in (None, make_reset("some", 2, 20)):
-        torch.library.opcheck(torch.ops.amago_kernels.selective_scan.default, (*arguments, reset))
+        torch.library.opcheck(torch.ops.amago_kernels.selective_scan_tiled.default, (*arguments, reset))
     plain = [x.detach() for x in arguments]
-    _, last, starts = torch.ops.amago_kernels.selective_scan(*plain, reset)
+    _, last, starts = torch.ops.amago_kernels.selective_scan_tiled(*plain, reset)
     torch.library.opcheck(
-        torch.ops.amago_kernels.selective_scan_backward.default,
+        torch.ops.amago_kernels.selective_scan_tiled_backward.default,
         (torch.randn(2, 20, 4), torch.randn_like(last), *plain[:5], starts, reset),
     )
 

@@ -8,9 +8,10 @@ from collections.abc import Callable
 import pytest
 import torch
 from torch import Tensor
+from torch.profiler import ProfilerActivity, profile
+from triton_devices import without_triton
 
 from amago_kernels import (
-    available,
     hl_gauss_cross_entropy,
     hl_gauss_labels,
     symexp,
@@ -23,6 +24,7 @@ from amago_kernels.testing import assert_close_ratio
 FIVE = torch.arange(-2.0, 3.0, dtype=torch.float64)
 DEFAULT = torch.linspace(-math.log1p(1e5), math.log1p(1e5), 128, dtype=torch.float64)
 SPACING = 0.18130591
+BACKENDS = without_triton("two_hot_cross_entropy")
 
 
 def f64(*values: float) -> Tensor:
@@ -152,7 +154,7 @@ def test_hl_gauss_by_hand(target: float, expected: tuple[float, ...], mean: floa
     assert (label @ FIVE).item() == pytest.approx(mean, abs=1e-6)
 
 
-@pytest.mark.parametrize("backend", ["reference", "fused"])
+@pytest.mark.parametrize("backend", BACKENDS)
 def test_loss_by_hand(backend: str) -> None:
     logits = torch.log(f64(0.1, 0.2, 0.3, 0.25, 0.15)) + 7.0
     target = torch.tensor(0.25, dtype=torch.float64)
@@ -168,7 +170,7 @@ SUPPORTS = [f64(-1.0, 1.0), f64(-3.0, -1.0, 0.5, 0.75, 4.0), torch.linspace(-4, 
 
 @pytest.mark.parametrize("transform", ["symlog", None])
 @pytest.mark.parametrize("support", SUPPORTS)
-@pytest.mark.parametrize("backend", ["reference", "fused"])
+@pytest.mark.parametrize("backend", BACKENDS)
 def test_losses_and_gradients_match_a_loop(backend: str, support: Tensor, transform: str | None) -> None:
     target = torch.randn(3, 1, 2, generator=generator(1), dtype=torch.float64) * 4
     target[0, 0, 0], target[1, 0, 1] = 1e6, -1e6
@@ -218,7 +220,7 @@ def test_extreme_logits_stay_finite(sigma: float | None) -> None:
     logits = torch.zeros(3, 128)
     logits[0, 5], logits[1] = 1e4, -1e4
     logits[2] = torch.linspace(-50, 50, 128)
-    for backend in ("reference", "fused"):
+    for backend in BACKENDS:
         leaf = logits.clone().requires_grad_()
         target = torch.tensor([1e5, -1e5, 0.0])
         if sigma is None:
@@ -242,7 +244,7 @@ def test_targets_outside_count_as_the_end() -> None:
         assert torch.equal(loss(torch.full((4,), -2.0)), loss(torch.full((4,), -float("inf"))))
 
 
-@pytest.mark.parametrize("backend", ["reference", "fused"])
+@pytest.mark.parametrize("backend", BACKENDS)
 def test_shapes(backend: str) -> None:
     support = FIVE.float()
     assert two_hot_cross_entropy(torch.randn(5), torch.tensor(0.3), support, backend=backend).shape == ()
@@ -257,7 +259,7 @@ def test_shapes(backend: str) -> None:
     assert leaf.grad is not None and leaf.grad.sum(0).abs().max() < 1e-6
 
 
-@pytest.mark.parametrize("backend", ["reference", "fused"])
+@pytest.mark.parametrize("backend", BACKENDS)
 def test_a_transposed_target(backend: str) -> None:
     """Without a word of warning, which pytest makes an error."""
     logits, target = torch.randn(6, 7, 5, generator=generator()), torch.randn(7, 6, generator=generator(1)).t()
@@ -275,7 +277,7 @@ def test_more_rows_than_one_piece() -> None:
     )
 
 
-@pytest.mark.parametrize("backend", ["reference", "fused"])
+@pytest.mark.parametrize("backend", BACKENDS)
 def test_a_nan_target_spoils_its_own_row_only(backend: str) -> None:
     target = torch.tensor([0.5, float("nan"), 1.0])
     logits = torch.randn(3, 5, generator=generator(), requires_grad=True)
@@ -291,7 +293,7 @@ def test_a_nan_target_spoils_its_own_row_only(backend: str) -> None:
 
 def test_no_gradient_to_targets() -> None:
     target = torch.zeros(3, requires_grad=True)
-    for backend in ("reference", "fused"):
+    for backend in BACKENDS:
         logits = torch.zeros(3, 5, requires_grad=True)
         loss = two_hot_cross_entropy(logits, target, FIVE.float(), backend=backend).sum()
         assert torch.autograd.grad(loss, [logits, target], allow_unused=True)[1] is None
@@ -367,4 +369,68 @@ def test_refusals() -> None:
             hl_gauss_cross_entropy(logits, target, support, sigma)
     with pytest.raises(ValueError, match="backend='quick' is not known for two_hot_cross_entropy"):
         two_hot_cross_entropy(logits, target, support, backend="quick")
-    assert available()["two_hot_cross_entropy"] == available()["hl_gauss_cross_entropy"] == ("reference", "fused")
+    assert set(BACKENDS) == set(without_triton("hl_gauss_cross_entropy")) == {"reference", "fused"}
+
+
+@pytest.mark.parametrize(
+    ("support", "wrong"),
+    [
+        ((0.0, 1.0, 1.0), "does not ascend"),
+        ((0.0, 2.0, 1.0), "does not ascend"),
+        ((0.0, 1.0, float("nan")), "is not finite"),
+        ((float("-inf"), 0.0, 1.0), "is not finite"),
+    ],
+)
+def test_bins_are_finite_and_ascend(support: tuple[float, ...], wrong: str) -> None:
+    logits, target = torch.zeros(2, 3), torch.zeros(2)
+    with pytest.raises(ValueError, match=f"support {wrong}"):
+        two_hot_cross_entropy(logits, target, torch.tensor(support))
+    with pytest.raises(ValueError, match=f"support {wrong}"):
+        hl_gauss_cross_entropy(logits, target, torch.tensor(support), 0.5)
+
+
+def test_one_device() -> None:
+    with pytest.raises(ValueError, match="target is on meta and logits on cpu"):
+        two_hot_cross_entropy(torch.zeros(2, 5), torch.zeros(2, device="meta"), FIVE)
+    with pytest.raises(ValueError, match="support is on meta and logits on cpu"):
+        two_hot_cross_entropy(torch.zeros(2, 5), torch.zeros(2), FIVE.to("meta"))
+
+
+@pytest.mark.parametrize("sigma", [None, 0.75])
+def test_results_are_contiguous_as_the_compiler_believes(sigma: float | None) -> None:
+    logits = torch.randn(9, 2, 3).permute(2, 1, 0)
+    args = (torch.randn(3, 1), torch.linspace(-2, 2, 9), True, sigma)
+    assert torch.ops.amago_kernels.value_cross_entropy(logits, *args).is_contiguous()
+    grad = torch.randn(2, 3).t()
+    assert torch.ops.amago_kernels.value_cross_entropy_backward(grad, logits, *args).is_contiguous()
+
+
+def peak_memory(call: Callable[[], object]) -> int:
+    """The most bytes that are held at one time during a call, beyond what was held before."""
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
+        call()
+    events = [e for e in profiler.profiler.kineto_results.events() if e.name() == "[memory]"]
+    held, peak = 0, 0
+    for event in sorted(events, key=lambda event: event.start_ns()):
+        held += event.nbytes()
+        peak = max(peak, held)
+    return peak
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("sigma", [None, 0.11])
+def test_memory(sigma: float | None, dtype: torch.dtype) -> None:
+    """Forward and backward: a label for every prediction costs three times as much, the gradient itself included."""
+    logits = torch.randn(8, 128, 4, 7, 128, generator=generator()).to(dtype).requires_grad_()
+    target = 10 * torch.randn(8, 128, 4, 7, generator=generator(1))
+
+    def step(backend: str) -> Tensor:
+        if sigma is None:
+            loss = two_hot_cross_entropy(logits, target, DEFAULT, backend=backend)
+        else:
+            loss = hl_gauss_cross_entropy(logits, target, DEFAULT, sigma, backend=backend)
+        return torch.autograd.grad(loss.mean(), logits)[0]
+
+    step("fused")
+    fused, reference = (peak_memory(lambda b=backend: step(b)) for backend in ("fused", "reference"))
+    assert reference > 3 * fused > 0

@@ -31,6 +31,7 @@ from popgym.wrappers import DiscreteAction
 from torch import Tensor, nn
 from torch.distributions import Categorical
 
+from amago_kernels import lambda_returns
 from amago_nets.registry import lookup, names
 from amago_nets.traj_encoders import State, TrajEncoder
 
@@ -150,15 +151,13 @@ def collect(lanes: Lanes, agent: ActorCritic, state: State, length: int) -> tupl
 
 
 def gae(rollout: dict[str, Tensor], next_value: Tensor, gamma: float, lam: float) -> Tensor:
-    """Advantages `[B, L]` (Schulman et al., 2016)."""
-    advantages = torch.zeros_like(rollout["reward"])
-    running = torch.zeros_like(next_value)
-    for t in reversed(range(advantages.shape[1])):
-        alive = (~rollout["done"][:, t]).float()
-        delta = rollout["reward"][:, t] + gamma * alive * next_value - rollout["value"][:, t]
-        advantages[:, t] = running = delta + gamma * lam * alive * running
-        next_value = rollout["value"][:, t]
-    return advantages
+    """Advantages `[B, L]` (Schulman et al., 2016): what lambda returns exceed the values by."""
+    next_values = torch.cat([rollout["value"][:, 1:], next_value[:, None]], dim=1)
+    done, real = rollout["done"], torch.ones_like(rollout["done"])
+    returns = lambda_returns(
+        rollout["reward"], done, next_values[..., None], torch.tensor([gamma]), real, lambda_=lam
+    ).squeeze(-1)
+    return returns - rollout["value"]
 
 
 def ppo_loss(agent: ActorCritic, batch: dict[str, Tensor], start: State, clip: float, entropy: float) -> Tensor:

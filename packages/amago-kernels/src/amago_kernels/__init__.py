@@ -8,7 +8,7 @@ from __future__ import annotations
 from .attention import DecodePlan, RingCache, allocate_storage, attention, decode_attention, plan_decode, reset_lanes
 from .conv import causal_conv1d, causal_conv1d_step
 from .dispatch import available
-from .returns import n_step_targets
+from .returns import discounted_returns, lambda_returns, n_step_targets
 from .rnn import gru_layer, lstm_layer
 from .scan import linear_scan, linear_scan_step, selective_scan, selective_scan_step
 from .value_losses import hl_gauss_cross_entropy, hl_gauss_labels, symexp, symlog, two_hot_cross_entropy, two_hot_labels
@@ -24,9 +24,11 @@ __all__ = [
     "causal_conv1d",
     "causal_conv1d_step",
     "decode_attention",
+    "discounted_returns",
     "gru_layer",
     "hl_gauss_cross_entropy",
     "hl_gauss_labels",
+    "lambda_returns",
     "linear_scan",
     "linear_scan_step",
     "lstm_layer",

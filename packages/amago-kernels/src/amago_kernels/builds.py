@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import argparse
 import importlib
-import inspect
 import json
 import os
 import subprocess
@@ -25,7 +24,17 @@ if TYPE_CHECKING:
     from .tuning import TunedKernel
 
 # Modules with a function `builds() -> list[Build]`.
-MODULES: tuple[str, ...] = ()
+MODULES: tuple[str, ...] = (
+    "amago_kernels.attention.triton_backward",
+    "amago_kernels.attention.triton_decode",
+    "amago_kernels.attention.triton_forward",
+    "amago_kernels.returns.triton_returns",
+    "amago_kernels.scan.triton_linear",
+    "amago_kernels.scan.triton_selective",
+    "amago_kernels.scan.triton_selective_step",
+    "amago_kernels.triton_conv",
+    "amago_kernels.value_losses.triton_value_losses",
+)
 # Shared memory that one program may have, by compute capability.
 SHARED_LIMIT = {80: 166_912, 90: 232_448}
 
@@ -89,22 +98,22 @@ def compile_one(build: Build, number: int, arch: int) -> Built:
     from triton.compiler import ASTSource
 
     chosen = build.kernel.configs[number]
-    parameters = inspect.signature(build.kernel.fn.fn).parameters
     signature, constants, attributes = {}, {}, {}
-    for place, (name, parameter) in enumerate(parameters.items()):
+    for place, parameter in enumerate(build.kernel.fn.params):
+        name, special = parameter.name, not parameter.do_not_specialize
         value = chosen.kwargs.get(name, build.arguments.get(name))
         # What is annotated as constexpr, and what the just-in-time compiler would treat so.
-        if "constexpr" in str(parameter.annotation) or value is None or (type(value) is int and value == 1):
-            signature[name], constants[name] = "constexpr", value
-        elif isinstance(value, str):
-            signature[name] = value
-            attributes[(place,)] = [["tt.divisibility", 16]]
+        if parameter.is_constexpr or value is None or (special and type(value) is int and value == 1):
+            signature[name], constants[name], divisible = "constexpr", value, False
         elif isinstance(value, float):
             signature[name] = "fp32"
+            continue
+        elif isinstance(value, str):
+            signature[name], divisible = value, True
         else:
-            signature[name] = "i64" if abs(value) >= 1 << 31 else "i32"
-            if value % 16 == 0:
-                attributes[(place,)] = [["tt.divisibility", 16]]
+            signature[name], divisible = "i64" if abs(value) >= 1 << 31 else "i32", special and value % 16 == 0
+        # Down to empty lists what the just-in-time compiler writes, which then finds on disk what is compiled here.
+        attributes[(place,)] = [["tt.divisibility", 16]] if divisible else []
     source = ASTSource(fn=build.kernel.fn, signature=signature, constexprs=constants, attrs=attributes)
     options = {"num_warps": chosen.num_warps, "num_stages": chosen.num_stages}
     compiled = triton.compile(source, target=GPUTarget("cuda", arch, 32), options=options)

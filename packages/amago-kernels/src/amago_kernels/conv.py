@@ -12,12 +12,22 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .dispatch import choose
+from .dispatch import choose, missing, triton_refusal
 from .external import WindowCall, conv_refusal, package_conv
 from .inputs import accumulation_dtype, check_reset, check_shape, drop_idle
 
+_MOST_TAPS = 4
+
+
+def _triton_refusal(call: WindowCall) -> str | None:
+    if call.width > _MOST_TAPS:
+        return f"it has 1 to {_MOST_TAPS} taps, and weight has {call.width}"
+    return triton_refusal(call.device_type, *call.dtypes)
+
+
 # "causal_conv1d" comes last, behind one that can always serve: only those who ask for the package get it.
 _CANDIDATES: dict[str, Callable[[WindowCall], str | None]] = {
+    "triton": _triton_refusal,
     "fused": lambda call: None,
     "reference": lambda call: None,
     "causal_conv1d": conv_refusal,
@@ -45,8 +55,8 @@ def causal_conv1d(
         initial_state: `[B, D, W - 1]`, the inputs before the first timestep, oldest first; zeros by default.
         reset: `[B, L]` bool; True takes inputs before that timestep as zero, the initial state included.
         activation: None or "silu".
-        backend: "auto", "reference", "fused" (a multiply-add per tap), or "causal_conv1d" (that package on CUDA
-            devices, 2 to 4 taps, without resets and initial state).
+        backend: "auto", "reference", "fused" (a multiply-add per tap), "triton" (one launch each way, 1 to 4 taps), or
+            "causal_conv1d" (that package on CUDA devices, 2 to 4 taps, without resets and initial state).
 
     Returns:
         `y` `[B, L, D]` in the dtype of `x`, and the last `W - 1` inputs `[B, D, W - 1]`, oldest first and zero where
@@ -56,14 +66,18 @@ def causal_conv1d(
         ValueError: if shapes disagree, or the backend cannot serve the call.
     """
     _check(x, weight, bias, initial_state, reset, activation)
-    call = WindowCall(x.device.type, x.dtype, initial_state is not None, reset is not None, weight.shape[1])
+    dtypes = tuple(given.dtype for given in (x, weight, bias, initial_state) if given is not None)
+    call = WindowCall(x.device.type, x.dtype, initial_state is not None, reset is not None, weight.shape[1], dtypes)
     chosen = choose("causal_conv1d", backend, call, _CANDIDATES)
+    if chosen == "triton":
+        y, last = _triton_conv(x, weight, bias, initial_state, reset, activation == "silu")
+        return y, last
     dtype = accumulation_dtype(x, weight, initial_state)
     state = initial_state
     if state is None:
         state = torch.zeros(x.shape[0], x.shape[2], weight.shape[1] - 1, dtype=dtype, device=x.device)
     if chosen == "causal_conv1d":
-        return package_conv(x, weight, bias, activation), _last_inputs(x.to(dtype), state, reset)
+        return package_conv(x, weight, bias, activation), _last_inputs(x, state, reset)
     inputs = (x.to(dtype), weight.to(dtype), state.to(dtype), reset)
     if chosen == "fused":
         y, last = _conv(*inputs), _last_inputs(inputs[0], inputs[2], reset)
@@ -89,10 +103,18 @@ def causal_conv1d_step(
         `y` `[B, D]` in the dtype of `x`.
     """
     _check_activation(activation)
+    if _step_by_triton(x, weight, bias, state):
+        return _triton_step(x, weight, bias, state, activation == "silu")
     window = torch.cat([state, x.to(state.dtype).unsqueeze(-1)], dim=-1)
     state.copy_(window[..., 1:])
     y = (window * weight.to(state.dtype)).sum(-1)
     return _output(y, bias, activation).to(x.dtype)
+
+
+def _step_by_triton(x: Tensor, weight: Tensor, *others: Tensor | None) -> bool:
+    if x.device.type != "cuda" or weight.shape[1] > _MOST_TAPS or missing("triton") is not None:
+        return False
+    return triton_refusal("cuda", *[given.dtype for given in (x, weight, *others) if given is not None]) is None
 
 
 def _reference(x: Tensor, weight: Tensor, state: Tensor, reset: Tensor | None) -> tuple[Tensor, Tensor]:
@@ -109,7 +131,8 @@ def _reference(x: Tensor, weight: Tensor, state: Tensor, reset: Tensor | None) -
 def _last_inputs(x: Tensor, state: Tensor, reset: Tensor | None) -> Tensor:
     """The last `W - 1` inputs `[B, D, W - 1]`, zero where they lie before the last reset."""
     length, kept = x.shape[1], state.shape[2]
-    last = torch.cat([state[..., length:], x[:, max(length - kept, 0) :].transpose(1, 2)], dim=-1)
+    tail = x[:, max(length - kept, 0) :].transpose(1, 2)
+    last = torch.cat([state[..., length:], tail.to(state.dtype)], dim=-1)
     if reset is None:
         return last
     age = _age(reset[:, -kept:], kept + 1)[:, -1, None, None]
@@ -186,6 +209,115 @@ def _differentiate(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
 
 
 _conv.register_autograd(_differentiate, setup_context=_save)
+
+
+@torch.library.custom_op(
+    "amago_kernels::causal_conv1d_triton",
+    mutates_args=(),
+    schema="(Tensor x, Tensor weight, Tensor? bias, Tensor? state, Tensor? reset, bool silu) -> (Tensor, Tensor)",
+)
+def _triton_conv(
+    x: Tensor, weight: Tensor, bias: Tensor | None, state: Tensor | None, reset: Tensor | None, silu: bool
+) -> tuple[Tensor, Tensor]:
+    from .triton_conv import forward
+
+    y, last = _outputs(x, weight)
+    if y.numel() > 0:
+        forward(x, weight, bias, state, reset, silu, y, last)
+    return y, last
+
+
+@_triton_conv.register_fake
+def _(
+    x: Tensor, weight: Tensor, bias: Tensor | None, state: Tensor | None, reset: Tensor | None, silu: bool
+) -> tuple[Tensor, Tensor]:
+    return _outputs(x, weight)
+
+
+def _outputs(x: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
+    shape = (x.shape[0], x.shape[2], weight.shape[1] - 1)
+    return x.new_empty(x.shape), torch.empty(shape, dtype=torch.float32, device=x.device)
+
+
+@torch.library.custom_op(
+    "amago_kernels::causal_conv1d_triton_backward",
+    mutates_args=(),
+    schema="(Tensor? grad_y, Tensor? grad_last, Tensor x, Tensor weight, Tensor? bias, Tensor? state, Tensor? reset,"
+    " bool silu) -> (Tensor, Tensor, Tensor, Tensor)",
+)
+def _triton_backward(
+    grad_y: Tensor | None,
+    grad_last: Tensor | None,
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    state: Tensor | None,
+    reset: Tensor | None,
+    silu: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """The gradients of `x`, `weight`, `bias` and `state`; without numbers for what is None."""
+    from .triton_conv import backward
+
+    if x.numel() == 0:
+        grad_x, grad_weight, grad_bias, grad_state = (x.zero_() for x in _gradients(x, weight, bias, state))
+        return grad_x, grad_weight, grad_bias, grad_state
+    return backward(grad_y, grad_last, x, weight, bias, state, reset, silu)
+
+
+@_triton_backward.register_fake
+def _(
+    grad_y: Tensor | None,
+    grad_last: Tensor | None,
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    state: Tensor | None,
+    reset: Tensor | None,
+    silu: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    return _gradients(x, weight, bias, state)
+
+
+def _gradients(
+    x: Tensor, weight: Tensor, bias: Tensor | None, state: Tensor | None
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    grad_bias, grad_state = (x.new_empty(0) if one is None else one.new_empty(one.shape) for one in (bias, state))
+    return x.new_empty(x.shape), weight.new_empty(weight.shape), grad_bias, grad_state
+
+
+def _save_triton(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+    *tensors, ctx.silu = inputs
+    ctx.save_for_backward(*tensors)
+    # What nobody differentiates needs no zeros.
+    ctx.set_materialize_grads(False)
+
+
+def _differentiate_triton(ctx: Any, grad_y: Tensor | None, grad_last: Tensor | None) -> tuple[Tensor | None, ...]:
+    if grad_y is None and grad_last is None:
+        return (None,) * 6
+    x, weight, bias, state, reset = ctx.saved_tensors
+    grads = _triton_backward(grad_y, grad_last, x, weight, bias, state, reset, ctx.silu)
+    given = (x, weight, bias, state)
+    return *(grad if one is not None else None for one, grad in zip(given, grads, strict=True)), None, None
+
+
+_triton_conv.register_autograd(_differentiate_triton, setup_context=_save_triton)
+
+
+@torch.library.custom_op(
+    "amago_kernels::causal_conv1d_step_triton",
+    mutates_args=("state",),
+    schema="(Tensor x, Tensor weight, Tensor? bias, Tensor(a!) state, bool silu) -> Tensor",
+)
+def _triton_step(x: Tensor, weight: Tensor, bias: Tensor | None, state: Tensor, silu: bool) -> Tensor:
+    from .triton_conv import step
+
+    return step(x, weight, bias, state, silu)
+
+
+@_triton_step.register_fake
+def _(x: Tensor, weight: Tensor, bias: Tensor | None, state: Tensor, silu: bool) -> Tensor:
+    return torch.empty(x.shape, dtype=x.dtype, device=x.device)
 
 
 def _reachable(x: Tensor, age: Tensor, back: int) -> Tensor:

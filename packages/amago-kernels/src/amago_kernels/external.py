@@ -24,6 +24,7 @@ class WindowCall:
         resumed: an initial state is given.
         resets: resets are given.
         width: states per channel, or taps.
+        dtypes: of all floating inputs.
     """
 
     device_type: str
@@ -31,6 +32,7 @@ class WindowCall:
     resumed: bool
     resets: bool
     width: int
+    dtypes: tuple[torch.dtype, ...] = ()
 
 
 def selective_scan_refusal(call: WindowCall) -> str | None:

@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 import triton
+import triton.testing
 from torch import Tensor
 
 from .dispatch import INTERPRETING
@@ -47,18 +48,33 @@ class TunedKernel:
     def __init__(self, fn: Any, configs: Sequence[triton.Config], key: Sequence[str], restore: Iterable[str]) -> None:
         self.fn = fn
         self.configs = list(configs)
-        self._autotuned = triton.autotune(self.configs, list(key), restore_value=list(restore) or None, **_REMEMBER)(fn)
+        self._autotuned = triton.autotune(
+            self.configs, list(key), restore_value=list(restore) or None, do_bench=_median_time, **_REMEMBER
+        )(fn)
 
     def __getitem__(self, grid: Any) -> Callable[..., None]:
         """Binds a grid: a tuple, or a function of the kernel's meta-parameters."""
 
         def launch(*args: Any, **kwargs: Any) -> None:
-            if _may_time():
-                self._autotuned[grid](*args, **kwargs)
-            else:
-                self.fn[grid](*args, **kwargs, **self.configs[0].all_kwargs())
+            if not (INTERPRETING or os.environ.get("AMAGO_KERNELS_TUNE", "1") == "0"):
+                try:
+                    self._autotuned[grid](*args, **kwargs)
+                    return
+                except _MustNotTime:
+                    pass
+            self.fn[grid](*args, **kwargs, **self.configs[0].all_kwargs())
 
         return launch
+
+
+class _MustNotTime(Exception):
+    """Nothing is known about this call yet, and this is no moment to find out."""
+
+
+def _median_time(launch: Callable[[], None], quantiles: Sequence[float]) -> Any:
+    if torch.cuda.is_current_stream_capturing():
+        raise _MustNotTime
+    return triton.testing.do_bench(launch, warmup=5, rep=30, quantiles=quantiles)
 
 
 def tuned(
@@ -76,12 +92,6 @@ def tuned(
         The decorator.
     """
     return lambda fn: TunedKernel(fn, configs, key, restore)
-
-
-def _may_time() -> bool:
-    if INTERPRETING or os.environ.get("AMAGO_KERNELS_TUNE", "1") == "0":
-        return False
-    return not torch.cuda.is_current_stream_capturing()
 
 
 def on_device(tensor: Tensor) -> AbstractContextManager[Any]:

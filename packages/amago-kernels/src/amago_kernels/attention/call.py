@@ -27,6 +27,7 @@ class AttentionCall:
         dtype: of queries, keys and values.
         device_type: where they are, for example "cuda".
         head_dim: `E`.
+        differentiable: whether a gradient may be asked for.
     """
 
     causal: bool
@@ -40,16 +41,32 @@ class AttentionCall:
     dtype: torch.dtype
     device_type: str
     head_dim: int
+    differentiable: bool
 
     @property
     def plain(self) -> bool:
         """True if every key is visible, up to causality, and scores are used as they are."""
-        return self.window is None and self.reset is None and not self.biased
+        return self.window is None and self.reset is None and self.logit_clip is None and not self.biased
 
     @property
     def biased(self) -> bool:
         """True if sink keys get an additive bias."""
         return self.sink > 0 and self.sink_bias != 0.0
+
+
+def autocast_dtype(x: Tensor) -> torch.dtype:
+    """What autocast would have products of a tensor computed in.
+
+    Args:
+        x: floats.
+
+    Returns:
+        A floating dtype: that of `x` where autocast is off, and for float64, which it leaves alone.
+    """
+    device = x.device.type
+    if x.dtype == torch.float64 or not torch.amp.is_autocast_available(device):
+        return x.dtype
+    return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x.dtype
 
 
 def segment_starts(reset: Tensor) -> Tensor:

@@ -9,21 +9,23 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..dispatch import choose
+from ..dispatch import choose, triton_refusal
 from ..inputs import without_autocast
+from .decode_ops import decode_op
 from .ring import RingCache
 
 _NEG = float("-inf")
 
 
 @dataclass(slots=True)
-class DecodePlan:
-    """What one timestep of decoding needs besides keys and values; layers that step together can share it.
+class DecodeMasks:
+    """Slots and visibility of one timestep, as tensors.
 
     Attributes:
         place: index of the slot each lane writes, into `[B, H, M, E]`.
@@ -42,8 +44,33 @@ class DecodePlan:
     windowed: bool
 
 
+@dataclass(slots=True)
+class DecodePlan:
+    """What one timestep of decoding needs besides keys and values; layers that step together can share it.
+
+    Attributes:
+        cache: whose timestep it is, before it is written.
+        window: as in `decode_attention`.
+        sink: as in `decode_attention`.
+        sink_bias: as in `decode_attention`.
+    """
+
+    cache: RingCache
+    window: int | None
+    sink: int
+    sink_bias: float
+    _masks: DecodeMasks | None = None
+
+    @property
+    def masks(self) -> DecodeMasks:
+        """Worked out when the first layer asks, before the length changes; the "triton" backend never asks."""
+        if self._masks is None:
+            self._masks = _make_masks(self.cache, self.window, self.sink, self.sink_bias)
+        return self._masks
+
+
 def plan_decode(cache: RingCache, *, window: int | None = None, sink: int = 0, sink_bias: float = 0.0) -> DecodePlan:
-    """Works out slots and visibility for the next timestep of a cache.
+    """Settles slots and visibility for the next timestep of a cache.
 
     Several layers that step together hold caches that share one `length` tensor: plan once on the first, pass the
     plan to every `decode_attention`, then call `advance()` on the first.
@@ -67,6 +94,10 @@ def plan_decode(cache: RingCache, *, window: int | None = None, sink: int = 0, s
         raise ValueError(f"window={window} is not allowed; give None or an integer >= 0")
     if sink < 0:
         raise ValueError(f"sink={sink} is not allowed; give an integer >= 0")
+    return DecodePlan(cache, window, sink, sink_bias)
+
+
+def _make_masks(cache: RingCache, window: int | None, sink: int, sink_bias: float) -> DecodeMasks:
     batch, heads, slots, _ = cache.keys.shape
     device, dtype = cache.length.device, cache.keys.dtype
     looked, has_stale, shortest, longest = slots, True, 0, -1
@@ -88,7 +119,7 @@ def plan_decode(cache: RingCache, *, window: int | None = None, sink: int = 0, s
     biased = sink > 0 and sink_bias != 0.0
     if not (has_stale or windowed or biased):
         bias = torch.zeros(1, 1, 1, dtype=dtype, device=device)
-        return DecodePlan(place, looked, None, None, bias, False)
+        return DecodeMasks(place, looked, None, None, bias, False)
     hidden, is_sink = _visibility(cache, looked, near if windowed else None, sink if windowed or biased else 0)
     bias = torch.zeros(hidden.shape, dtype=dtype, device=device)
     sinks = None
@@ -96,7 +127,7 @@ def plan_decode(cache: RingCache, *, window: int | None = None, sink: int = 0, s
         bias.masked_fill_(is_sink, sink_bias)
         sinks = bias.clone()
     bias = bias.masked_fill_(hidden, _NEG)[:, None].expand(batch, heads, looked).reshape(batch * heads, 1, looked)
-    return DecodePlan(place, looked, hidden, sinks, bias, windowed)
+    return DecodeMasks(place, looked, hidden, sinks, bias, windowed)
 
 
 def _visibility(cache: RingCache, looked: int, window: int | None, sink: int) -> tuple[Tensor, Tensor | None]:
@@ -112,19 +143,35 @@ def _visibility(cache: RingCache, looked: int, window: int | None, sink: int) ->
     return hidden, is_sink
 
 
-# What a backend may look at: the dtype of the cache, and whether scores are clipped.
-_DecodeCall = tuple[torch.dtype, bool]
+class _DecodeCall(NamedTuple):
+    """What a backend may look at: where tensors are, their dtypes, `E`, and whether scores are clipped."""
+
+    device_type: str
+    cache: torch.dtype
+    q: torch.dtype
+    k: torch.dtype
+    v: torch.dtype
+    head_dim: int
+    clipped: bool
+
+
+def _triton_refusal(call: _DecodeCall) -> str | None:
+    reason = triton_refusal(call.device_type, call.cache, call.q, call.k, call.v)
+    if reason is None and (call.head_dim % 8 or not 16 <= call.head_dim <= 128):
+        reason = f"it takes head sizes that are multiples of 8 from 16 to 128, not {call.head_dim}"
+    return reason
 
 
 def _matmul_refusal(call: _DecodeCall) -> str | None:
-    return None if call[0] in (torch.float32, torch.float64) else f"it would accumulate in {call[0]}"
+    return None if call.cache in (torch.float32, torch.float64) else f"it would accumulate in {call.cache}"
 
 
 def _sdpa_refusal(call: _DecodeCall) -> str | None:
-    return "logit_clip is not something SDPA can do" if call[1] else None
+    return "logit_clip is not something SDPA can do" if call.clipped else None
 
 
 _CANDIDATES: dict[str, Callable[[_DecodeCall], str | None]] = {
+    "triton": _triton_refusal,
     "matmul": _matmul_refusal,
     "sdpa": _sdpa_refusal,
     "reference": lambda call: None,
@@ -170,7 +217,8 @@ def decode_attention(
         scale: factor on the scores; by default `E ** -0.5`.
         plan: result of `plan_decode`, for layers that share one `length`; then `window`, `sink` and `sink_bias` are
             those of the plan and the caller advances the length.
-        backend: "auto", "reference", "matmul" or "sdpa".
+        backend: "auto", "reference", "matmul", "sdpa" or "triton" (CUDA devices: one launch that reads what is visible
+            and nothing else; head sizes that are multiples of 8 from 16 to 128, float32, bfloat16 and float16).
 
     Returns:
         `[B, H, E]` in the dtype of `q`.
@@ -178,91 +226,156 @@ def decode_attention(
     Raises:
         ValueError: if shapes disagree, an option is out of range, or the backend cannot serve the call.
     """
-    batch, heads, _, head_dim = cache.keys.shape
-    if q.shape != (batch, heads, head_dim) or k.shape != q.shape or v.shape != q.shape:
-        raise ValueError(
-            f"q {tuple(q.shape)}, k {tuple(k.shape)}, v {tuple(v.shape)} must be {(batch, heads, head_dim)}: "
-            "the lanes, heads and head size of the cache"
-        )
-    if logit_clip is not None and not logit_clip > 0.0:
-        raise ValueError(f"logit_clip={logit_clip} is not allowed; give None or a number > 0")
-    scale = head_dim**-0.5 if scale is None else scale
+    _check(q, k, v, cache, logit_clip, plan)
+    scale = cache.keys.shape[3] ** -0.5 if scale is None else scale
     dtype = cache.keys.dtype
-    attend = _ATTEND[_choose(backend, (dtype, logit_clip is not None))]
+    call = _DecodeCall(q.device.type, dtype, q.dtype, k.dtype, v.dtype, cache.keys.shape[3], logit_clip is not None)
+    chosen = _choose(backend, call)
+    used = plan_decode(cache, window=window, sink=sink, sink_bias=sink_bias) if plan is None else plan
     with torch.no_grad():
-        used = plan_decode(cache, window=window, sink=sink, sink_bias=sink_bias) if plan is None else plan
-        cache.keys[used.place] = k.to(dtype)
-        cache.values[used.place] = v.to(dtype)
+        if chosen == "triton":
+            return _triton(q, k, v, cache, used, scale, logit_clip, advance=plan is None)
+        masks = used.masks
+        cache.keys[masks.place] = k.to(dtype)
+        cache.values[masks.place] = v.to(dtype)
         # Autocast would cast the whole cache, at every timestep.
         with without_autocast(q.device):
-            out = attend(q.to(dtype), cache, used, scale, logit_clip).to(q.dtype)
+            out = _ATTEND[chosen](q.to(dtype), cache, masks, scale, logit_clip).to(q.dtype)
         if plan is None:
             cache.advance()
     return out
 
 
-def _reference(q: Tensor, cache: RingCache, plan: DecodePlan, scale: float, logit_clip: float | None) -> Tensor:
+def _check(
+    q: Tensor, k: Tensor, v: Tensor, cache: RingCache, logit_clip: float | None, plan: DecodePlan | None
+) -> None:
+    batch, heads, slots, head_dim = cache.keys.shape
+    if q.shape != (batch, heads, head_dim) or k.shape != q.shape or v.shape != q.shape:
+        raise ValueError(
+            f"q {tuple(q.shape)}, k {tuple(k.shape)}, v {tuple(v.shape)} must be {(batch, heads, head_dim)}: "
+            "the lanes, heads and head size of the cache"
+        )
+    device = cache.keys.device
+    if q.device != device or k.device != device or v.device != device:
+        raise ValueError(f"q on {q.device}, k on {k.device} and v on {v.device} must be on {device}, like the cache")
+    if logit_clip is not None and not logit_clip > 0.0:
+        raise ValueError(f"logit_clip={logit_clip} is not allowed; give None or a number > 0")
+    if plan is not None and plan.cache is not cache:
+        planned = plan.cache.keys.shape
+        if planned[0] != batch or planned[2] != slots:
+            raise ValueError(
+                f"plan is for {planned[0]} lanes of {planned[2]} slots; "
+                f"give one for {batch} of {slots}, like those of the cache"
+            )
+
+
+def _triton(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    cache: RingCache,
+    plan: DecodePlan,
+    scale: float,
+    logit_clip: float | None,
+    *,
+    advance: bool,
+) -> Tensor:
+    # Outside of graphs the operator is passed by: acting waits for the host, and it takes as long as the launch.
+    launch = decode_op if torch.compiler.is_compiling() else _launcher()
+    scratch, clock = cache.scratch, plan.cache
+    out = launch(
+        q,
+        k,
+        v,
+        cache.keys,
+        cache.values,
+        clock.length,
+        scratch.counters,
+        scratch.partials,
+        clock.sink,
+        plan.window,
+        plan.sink,
+        plan.sink_bias,
+        logit_clip,
+        scale,
+        advance,
+        scratch.splits,
+    )
+    if advance and cache.steps is not None:
+        cache.steps += 1
+    return out
+
+
+@lru_cache
+def _launcher() -> Callable[..., Tensor]:
+    """The launch itself; importing it imports Triton."""
+    from .triton_decode import launch_decode
+
+    return launch_decode
+
+
+def _reference(q: Tensor, cache: RingCache, masks: DecodeMasks, scale: float, logit_clip: float | None) -> Tensor:
     wide = torch.promote_types(q.dtype, torch.float32)
-    keys = cache.keys[:, :, : plan.looked].to(wide)
-    values = cache.values[:, :, : plan.looked].to(wide)
-    if plan.hidden is not None:
-        keys = keys.masked_fill(plan.hidden[:, None, :, None], 0.0)
-        values = values.masked_fill(plan.hidden[:, None, :, None], 0.0)
+    keys = cache.keys[:, :, : masks.looked].to(wide)
+    values = cache.values[:, :, : masks.looked].to(wide)
+    if masks.hidden is not None:
+        keys = keys.masked_fill(masks.hidden[:, None, :, None], 0.0)
+        values = values.masked_fill(masks.hidden[:, None, :, None], 0.0)
     scores = torch.einsum("bhe,bhme->bhm", q.to(wide), keys) * scale
-    weights = _clip_and_hide(scores, plan, logit_clip).softmax(dim=-1)
+    weights = _clip_and_hide(scores, masks, logit_clip).softmax(dim=-1)
     return torch.einsum("bhm,bhme->bhe", weights, values)
 
 
-def _clip_and_hide(scores: Tensor, plan: DecodePlan, logit_clip: float | None) -> Tensor:
+def _clip_and_hide(scores: Tensor, masks: DecodeMasks, logit_clip: float | None) -> Tensor:
     """The options one after the other, on scores `[B, H, S]`, in the order that clipping needs."""
-    if plan.sinks is not None:
-        scores = scores + plan.sinks[:, None].to(scores.dtype)
+    if masks.sinks is not None:
+        scores = scores + masks.sinks[:, None].to(scores.dtype)
     if logit_clip is not None:
         scores = scores.clamp(-logit_clip, logit_clip)
-    return scores if plan.hidden is None else scores.masked_fill(plan.hidden[:, None], _NEG)
+    return scores if masks.hidden is None else scores.masked_fill(masks.hidden[:, None], _NEG)
 
 
-def _matmul(q: Tensor, cache: RingCache, plan: DecodePlan, scale: float, logit_clip: float | None) -> Tensor:
+def _matmul(q: Tensor, cache: RingCache, masks: DecodeMasks, scale: float, logit_clip: float | None) -> Tensor:
     batch, heads, slots, head_dim = cache.keys.shape
     query = q.reshape(batch * heads, 1, head_dim)
 
     def attend(keys: Tensor, values: Tensor) -> Tensor:
         keys, values = keys.flatten(0, 1).transpose(1, 2), values.flatten(0, 1)
-        if plan.looked < slots:
-            keys, values = keys[:, :, : plan.looked], values[:, : plan.looked]
+        if masks.looked < slots:
+            keys, values = keys[:, :, : masks.looked], values[:, : masks.looked]
         if logit_clip is None:
-            scores = torch.baddbmm(plan.bias, query, keys, alpha=scale)
+            scores = torch.baddbmm(masks.bias, query, keys, alpha=scale)
         else:
-            scores = torch.bmm(query, keys).mul_(scale).view(batch, heads, plan.looked)
-            scores = _clip_and_hide(scores, plan, logit_clip).view(batch * heads, 1, plan.looked)
+            scores = torch.bmm(query, keys).mul_(scale).view(batch, heads, masks.looked)
+            scores = _clip_and_hide(scores, masks, logit_clip).view(batch * heads, 1, masks.looked)
         return torch.bmm(scores.softmax(dim=-1), values).view(batch, heads, head_dim)
 
-    return _without_leaks(attend, cache, plan)
+    return _without_leaks(attend, cache, masks)
 
 
-def _sdpa(q: Tensor, cache: RingCache, plan: DecodePlan, scale: float, logit_clip: float | None) -> Tensor:
+def _sdpa(q: Tensor, cache: RingCache, masks: DecodeMasks, scale: float, logit_clip: float | None) -> Tensor:
     batch, heads, _, head_dim = cache.keys.shape
     mask = None
-    if plan.sinks is not None:
-        mask = plan.bias.view(batch, heads, 1, plan.looked)
-    elif plan.hidden is not None:
-        mask = ~plan.hidden[:, None, None]
+    if masks.sinks is not None:
+        mask = masks.bias.view(batch, heads, 1, masks.looked)
+    elif masks.hidden is not None:
+        mask = ~masks.hidden[:, None, None]
 
     def attend(keys: Tensor, values: Tensor) -> Tensor:
-        keys, values = keys[:, :, : plan.looked], values[:, :, : plan.looked]
+        keys, values = keys[:, :, : masks.looked], values[:, :, : masks.looked]
         out = F.scaled_dot_product_attention(q[:, :, None], keys, values, attn_mask=mask, scale=scale)
         return out.view(batch, heads, head_dim)
 
-    return _without_leaks(attend, cache, plan)
+    return _without_leaks(attend, cache, masks)
 
 
-def _without_leaks(attend: Callable[[Tensor, Tensor], Tensor], cache: RingCache, plan: DecodePlan) -> Tensor:
+def _without_leaks(attend: Callable[[Tensor, Tensor], Tensor], cache: RingCache, masks: DecodeMasks) -> Tensor:
     """Keeps NaN in hidden slots out of the result, although their weight, exactly 0, times NaN is NaN.
 
     Hidden slots hold finite leftovers in all but odd cases. On the CPU the result shows cheaply whether this is one;
     elsewhere looking would stall the device, and the slots are cleared beforehand.
     """
-    if plan.hidden is None:
+    if masks.hidden is None:
         return attend(cache.keys, cache.values)
     if cache.keys.device.type == "cpu" and not torch.compiler.is_compiling():
         out = attend(cache.keys, cache.values)
@@ -273,8 +386,8 @@ def _without_leaks(attend: Callable[[Tensor, Tensor], Tensor], cache: RingCache,
     index = torch.arange(cache.slots, device=cache.length.device)
     stale = (index > cache.length[:, None])[:, None, :, None]
     keys, values = cache.keys.masked_fill_(stale, 0.0), cache.values.masked_fill_(stale, 0.0)
-    if plan.windowed:
-        hidden = F.pad(plan.hidden, (0, cache.slots - plan.looked))[:, None, :, None]
+    if masks.windowed:
+        hidden = F.pad(masks.hidden, (0, cache.slots - masks.looked))[:, None, :, None]
         keys, values = keys.masked_fill(hidden, 0.0), values.masked_fill(hidden, 0.0)
     return attend(keys, values)
 

@@ -13,18 +13,30 @@ from torch import Tensor
 from ..dispatch import choose
 from .call import AttentionCall
 from .flash import flash_attention, flash_refusal
+from .flex import flex_attention, flex_refusal
 from .reference import reference_attention
 from .sdpa import sdpa_attention, sdpa_refusal
+from .triton_op import triton_attention, triton_attention_refusal
 
-# SDPA first: on CPUs it takes 0.6 to 0.7 of the time of explicit matrix products, forward plus backward, with a mask
-# as well as without (benchmarks/kernels_cpu.py), and on GPUs it is PyTorch's own choice of fused kernels. "flash" comes
-# last, behind one that can always serve: only those who ask for the package get it.
+# Triton first, for what needs a mask or a clamp: SDPA reads a mask `[L, L]` and computes what it hides. Calls that need
+# neither go to SDPA without asking (see `attention`): on GPUs it is PyTorch's own choice of fused kernels. On CPUs it
+# takes 0.6 to 0.7 of the time of explicit matrix products, forward plus backward, with a mask as well as without
+# (benchmarks/kernels_cpu.py). "flex" and "flash" come last, behind one that can always serve: only those who ask for
+# them get them. The first compiles for seconds at every new length, the second is another package.
 _CANDIDATES: dict[str, Callable[[AttentionCall], str | None]] = {
+    "triton": triton_attention_refusal,
     "sdpa": sdpa_refusal,
     "reference": lambda call: None,
+    "flex": flex_refusal,
     "flash": flash_refusal,
 }
-_BACKENDS = {"sdpa": sdpa_attention, "reference": reference_attention, "flash": flash_attention}
+_BACKENDS = {
+    "triton": triton_attention,
+    "sdpa": sdpa_attention,
+    "reference": reference_attention,
+    "flex": flex_attention,
+    "flash": flash_attention,
+}
 
 
 def attention(
@@ -56,7 +68,9 @@ def attention(
         reset: `[B, L]` bool; True starts a segment, and a query sees keys of its own segment only.
         scale: factor on the scores; by default `E ** -0.5`.
         dropout: probability that an attention weight is dropped; the caller passes 0 outside training.
-        backend: "auto", "reference", "sdpa", or "flash" (the flash-attn package: bfloat16 and float16 on CUDA devices,
+        backend: "auto", "reference", "sdpa" (no `logit_clip`), "triton" (CUDA devices, `E` a multiple of 8 from 16 to
+            128, no float64, no dropout), "flex" (compiled flex_attention: `E` a power of two from 16 to 256, no
+            dropout, no gradients on CPUs), or "flash" (the flash-attn package: bfloat16 and float16 on CUDA devices,
             causal or not, with or without a window, nothing else).
 
     Returns:
@@ -78,7 +92,10 @@ def attention(
         dtype=q.dtype,
         device_type=q.device.type,
         head_dim=q.shape[-1],
+        differentiable=torch.is_grad_enabled() and (q.requires_grad or k.requires_grad or v.requires_grad),
     )
+    if backend == "auto" and call.plain:
+        backend = "sdpa"
     return _BACKENDS[choose("attention", backend, call, _CANDIDATES)](q, k, v, call)
 
 

@@ -5,10 +5,12 @@ Dimensions: `B` lanes, `H` heads, `M` slots, `S` pinned slots, `R = M - S` slots
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
+
+from .decode_ops import DecodeScratch
 
 
 @dataclass
@@ -35,6 +37,7 @@ class RingCache:
     length: Tensor
     steps: int | None = None
     sink: int = 0
+    _scratch: DecodeScratch | None = field(default=None, init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         """Checks the shapes.
@@ -55,6 +58,9 @@ class RingCache:
             raise ValueError(
                 f"sink={self.sink} is not allowed with {self.slots} slots; give an integer in [0, {self.slots - 1}]"
             )
+        if self.keys.is_cuda:
+            # Now, not at first use: that may be while a graph is traced or captured, which would own the memory then.
+            _ = self.scratch
 
     @classmethod
     def allocate(
@@ -101,6 +107,19 @@ class RingCache:
     def ring(self) -> int:
         """`R`, the slots that are written over and over."""
         return self.keys.shape[2] - self.sink
+
+    @property
+    def scratch(self) -> DecodeScratch:
+        """What the "triton" backend needs besides the cache, at fixed addresses as well.
+
+        Raises:
+            RuntimeError: if memory would have to be allocated while a CUDA graph is captured.
+        """
+        if self._scratch is None or not self._scratch.serves(self.keys):
+            if self.keys.is_cuda and torch.cuda.is_current_stream_capturing():
+                raise RuntimeError("a cache must be made, or moved and used once, before a CUDA graph is captured")
+            self._scratch = DecodeScratch.allocate(self.keys)
+        return self._scratch
 
     def slot_of(self, timestep: Tensor) -> Tensor:
         """Where timesteps are kept.

@@ -11,14 +11,23 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..dispatch import choose
+from ..dispatch import choose, triton_refusal
 from ..inputs import accumulation_dtype, check_reset, check_shape, drop_idle
 from .blocked import scan_into
 from .reference import linear_reference, multiply_pairs
 
-_CANDIDATES: dict[str, Callable[[Tensor], str | None]] = {
-    "blocked": lambda b: None,
-    "reference": lambda b: None,
+_Inputs = tuple[Tensor, ...]
+
+
+def _triton_refusal(inputs: _Inputs) -> str | None:
+    elsewhere = next((x.device.type for x in inputs if x.device.type != "cuda"), "cuda")
+    return triton_refusal(elsewhere, *(x.dtype for x in inputs))
+
+
+_CANDIDATES: dict[str, Callable[[_Inputs], str | None]] = {
+    "triton": _triton_refusal,
+    "blocked": lambda inputs: None,
+    "reference": lambda inputs: None,
 }
 
 
@@ -40,8 +49,9 @@ def linear_scan(
         reset: `[B, L]` bool; True takes the state before that timestep as zero, the initial state included.
         pairs: numbers are complex, (real, imaginary) on a last axis of 2 that every tensor but `reset` has, as
             `torch.view_as_real` makes it.
-        backend: "auto", "reference", or "blocked", which differentiates by one more scan and joins timesteps to blocks
-            where there is little to do per timestep.
+        backend: "auto", "reference", "blocked", which differentiates by one more scan and joins timesteps to blocks
+            where there is little to do per timestep, or "triton", which touches memory once per direction and takes
+            no float64.
 
     Returns:
         States like `b`, and the last one, `[B, D]`, in the dtype that was computed in: float32, or float64 if an
@@ -51,15 +61,19 @@ def linear_scan(
         ValueError: if shapes disagree, or the backend cannot serve the call.
     """
     _check(a, b, initial_state, reset, pairs)
-    chosen = choose("linear_scan", backend, b, _CANDIDATES)
-    dtype = accumulation_dtype(a, b, initial_state)
+    inputs = (a, b) if initial_state is None else (a, b, initial_state)
+    chosen = choose("linear_scan", backend, inputs, _CANDIDATES)
+    if chosen == "triton":
+        return _scan_triton(a[(None,) * (b.dim() - a.dim())], b, initial_state, reset, pairs)
+    dtype = accumulation_dtype(*inputs)
     state = torch.zeros_like(b[:, 0], dtype=dtype) if initial_state is None else initial_state.to(dtype)
     factors = a.to(dtype).expand(b.shape)
     if chosen == "blocked":
-        h = _scan(factors, b.to(dtype), state, reset, pairs)
+        h, last = _scan(factors, b.to(dtype), state, reset, pairs)
     else:
         h = linear_reference(factors, b.to(dtype), state, reset, pairs)
-    return h.to(b.dtype), h[:, -1].clone()
+        last = h[:, -1].clone()
+    return h.to(b.dtype), last
 
 
 @torch.no_grad()
@@ -84,37 +98,41 @@ def linear_scan_step(a: Tensor, b: Tensor, state: Tensor, *, pairs: bool = False
 @torch.library.custom_op(
     "amago_kernels::linear_scan",
     mutates_args=(),
-    schema="(Tensor a, Tensor b, Tensor state, Tensor? reset, bool pairs) -> Tensor",
+    schema="(Tensor a, Tensor b, Tensor state, Tensor? reset, bool pairs) -> (Tensor, Tensor)",
 )
-def _scan(a: Tensor, b: Tensor, state: Tensor, reset: Tensor | None, pairs: bool) -> Tensor:
+def _scan(a: Tensor, b: Tensor, state: Tensor, reset: Tensor | None, pairs: bool) -> tuple[Tensor, Tensor]:
+    """All states, and the last one; `a` has the shape of `b`, and every tensor but `reset` the same dtype."""
     out = torch.empty(b.shape, dtype=b.dtype, device=b.device)
     numbers, factors, terms, before = (_numbers(x, pairs) for x in (out, a, b, state))
     scan_into(numbers, factors, terms, before, drop_idle(reset))
-    return out
+    return out, out[:, -1].clone()
 
 
 @_scan.register_fake
-def _(a: Tensor, b: Tensor, state: Tensor, reset: Tensor | None, pairs: bool) -> Tensor:
-    return torch.empty(b.shape, dtype=b.dtype, device=b.device)
+def _(a: Tensor, b: Tensor, state: Tensor, reset: Tensor | None, pairs: bool) -> tuple[Tensor, Tensor]:
+    h, last = [torch.empty(x.shape, dtype=b.dtype, device=b.device) for x in (b, state)]
+    return h, last
 
 
 @torch.library.custom_op(
     "amago_kernels::linear_scan_backward",
     mutates_args=(),
-    schema="(Tensor grad, Tensor a, Tensor h, Tensor state, Tensor? reset, bool pairs) -> (Tensor, Tensor, Tensor)",
+    schema="(Tensor grad, Tensor grad_last, Tensor a, Tensor h, Tensor state, Tensor? reset, bool pairs)"
+    " -> (Tensor, Tensor, Tensor)",
 )
 def _scan_backward(
-    grad: Tensor, a: Tensor, h: Tensor, state: Tensor, reset: Tensor | None, pairs: bool
+    grad: Tensor, grad_last: Tensor, a: Tensor, h: Tensor, state: Tensor, reset: Tensor | None, pairs: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The gradients of `a`, `b` and the initial state; that of `b` is the scan of `grad` back in time."""
     grads = [torch.empty(x.shape, dtype=h.dtype, device=h.device) for x in (h, h, state)]
     grad_a, grad_b, grad_state = (_numbers(x, pairs) for x in grads)
-    grad, a, h, state = (_numbers(x, pairs) for x in (grad, a, h, state))
+    grad, grad_last, a, h, state = (_numbers(x, pairs) for x in (grad, grad_last, a, h, state))
     reset = drop_idle(reset)
     # Conjugates on the way in and out, in place, so that neither `a` nor `h` needs a conjugated copy.
     if pairs:
         grad = torch.conj_physical(grad, out=grad_b)
-    grad_b[:, -1] = grad[:, -1]
+        grad_last = grad_last.conj_physical()
+    torch.add(grad[:, -1], grad_last, out=grad_b[:, -1])
     later = None if reset is None else reset[:, 1:]
     scan_into(grad_b[:, :-1], a[:, 1:], grad[:, :-1], grad_b[:, -1], later, reverse=True)
     torch.mul(a[:, 0], grad_b[:, 0], out=grad_state)
@@ -130,22 +148,93 @@ def _scan_backward(
 
 @_scan_backward.register_fake
 def _(
-    grad: Tensor, a: Tensor, h: Tensor, state: Tensor, reset: Tensor | None, pairs: bool
+    grad: Tensor, grad_last: Tensor, a: Tensor, h: Tensor, state: Tensor, reset: Tensor | None, pairs: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
     full, first = [torch.empty(x.shape, dtype=h.dtype, device=h.device) for x in (h, state)]
     return full, torch.empty_like(full), first
 
 
-def _save(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
     a, _, state, reset, ctx.pairs = inputs
-    ctx.save_for_backward(a, output, state, reset)
+    ctx.save_for_backward(a, output[0], state, reset)
 
 
-def _differentiate(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-    return *_scan_backward(grad, *ctx.saved_tensors, ctx.pairs), None, None
+def _differentiate(ctx: Any, grad: Tensor, grad_last: Tensor) -> tuple[Tensor | None, ...]:
+    return *_scan_backward(grad, grad_last, *ctx.saved_tensors, ctx.pairs), None, None
 
 
 _scan.register_autograd(_differentiate, setup_context=_save)
+
+
+@torch.library.custom_op(
+    "amago_kernels::linear_scan_triton",
+    mutates_args=(),
+    schema="(Tensor a, Tensor b, Tensor? state, Tensor? reset, bool pairs) -> (Tensor, Tensor)",
+)
+def _scan_triton(
+    a: Tensor, b: Tensor, state: Tensor | None, reset: Tensor | None, pairs: bool
+) -> tuple[Tensor, Tensor]:
+    """All states in the dtype of `b`, and the last one in float32; axes of `a` may be 1."""
+    from .triton_linear import scan
+
+    return scan(a, b, state, reset, pairs)
+
+
+@_scan_triton.register_fake
+def _(a: Tensor, b: Tensor, state: Tensor | None, reset: Tensor | None, pairs: bool) -> tuple[Tensor, Tensor]:
+    last = torch.empty((b.shape[0], *b.shape[2:]), dtype=torch.float32, device=b.device)
+    return torch.empty(b.shape, dtype=b.dtype, device=b.device), last
+
+
+@torch.library.custom_op(
+    "amago_kernels::linear_scan_triton_backward",
+    mutates_args=(),
+    schema="(Tensor grad, Tensor grad_last, Tensor a, Tensor h, Tensor? state, Tensor? reset, bool pairs)"
+    " -> (Tensor, Tensor, Tensor)",
+)
+def _scan_triton_backward(
+    grad: Tensor,
+    grad_last: Tensor,
+    a: Tensor,
+    h: Tensor,
+    state: Tensor | None,
+    reset: Tensor | None,
+    pairs: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The gradients of `a`, `b` and the initial state; that of a state that was not given is float32."""
+    from .triton_linear import scan_backward
+
+    return scan_backward(grad, grad_last, a, h, state, reset, pairs)
+
+
+@_scan_triton_backward.register_fake
+def _(
+    grad: Tensor,
+    grad_last: Tensor,
+    a: Tensor,
+    h: Tensor,
+    state: Tensor | None,
+    reset: Tensor | None,
+    pairs: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
+    dtype = torch.float32 if state is None else state.dtype
+    first = torch.empty((h.shape[0], *h.shape[2:]), dtype=dtype, device=h.device)
+    grad_a = torch.empty(a.shape, dtype=a.dtype, device=a.device)
+    return grad_a, torch.empty(h.shape, dtype=h.dtype, device=h.device), first
+
+
+def _save_triton(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+    a, _, state, reset, ctx.pairs = inputs
+    ctx.save_for_backward(a, output[0], state, reset)
+
+
+def _differentiate_triton(ctx: Any, grad: Tensor, grad_last: Tensor) -> tuple[Tensor | None, ...]:
+    a, h, state, reset = ctx.saved_tensors
+    grad_a, grad_b, grad_state = _scan_triton_backward(grad, grad_last, a, h, state, reset, ctx.pairs)
+    return grad_a, grad_b, None if state is None else grad_state, None, None
+
+
+_scan_triton.register_autograd(_differentiate_triton, setup_context=_save_triton)
 
 
 def _numbers(x: Tensor, pairs: bool) -> Tensor:

@@ -11,14 +11,25 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..dispatch import choose
+from ..dispatch import choose, missing, triton_refusal
 from ..external import WindowCall, mamba_ssm_scan, selective_scan_refusal
 from ..inputs import accumulation_dtype, check_reset, check_shape, without_autocast
 from .reference import selective_reference
+from .selective_ops import triton_scan, triton_step
 from .tiled import tiled_scan
+
+_MOST_STATES = 256
+
+
+def _triton_refusal(call: WindowCall) -> str | None:
+    if call.width > _MOST_STATES:
+        return f"it keeps at most {_MOST_STATES} states per channel, and A asks for {call.width}"
+    return triton_refusal(call.device_type, *call.dtypes)
+
 
 # "mamba_ssm" comes last, behind one that can always serve: only those who ask for the package get it.
 _CANDIDATES: dict[str, Callable[[WindowCall], str | None]] = {
+    "triton": _triton_refusal,
     "blocked": lambda call: None,
     "reference": lambda call: None,
     "mamba_ssm": selective_scan_refusal,
@@ -58,8 +69,8 @@ def selective_scan(
         initial_state: `[B, D, N]`, the state before the first timestep; zeros by default.
         reset: `[B, L]` bool; True takes the state before that timestep as zero, the initial state included.
         backend: "auto", "reference", "blocked" (never holds all states of a window: the backward pass computes them
-            again), or "mamba_ssm" (that package on CUDA devices, without resets and initial state; its last state
-            carries no gradient).
+            again), "triton" (the same in one launch each way, up to 256 states per channel), or "mamba_ssm" (that
+            package on CUDA devices, without resets and initial state; its last state carries no gradient).
 
     Returns:
         `y` `[B, L, D]` in the dtype of `u`, and the last state `[B, D, N]` in the dtype that was computed in: float32,
@@ -71,8 +82,14 @@ def selective_scan(
     Source: Gu & Dao (2023).
     """
     _check(u, delta, A, B, C, D, z, delta_bias, initial_state, reset)
-    call = WindowCall(u.device.type, u.dtype, initial_state is not None, reset is not None, A.shape[1])
+    given = [x for x in (u, delta, A, B, C, D, z, delta_bias, initial_state) if x is not None]
+    dtypes = tuple(x.dtype for x in given)
+    call = WindowCall(u.device.type, u.dtype, initial_state is not None, reset is not None, A.shape[1], dtypes)
     chosen = choose("selective_scan", backend, call, _CANDIDATES)
+    if chosen == "triton":
+        keep = torch.is_grad_enabled() and any(x.requires_grad for x in given)
+        y, last, _ = triton_scan(u, delta, A, B, C, D, z, delta_bias, initial_state, reset, delta_softplus, keep)
+        return y, last
     if chosen == "mamba_ssm":
         return mamba_ssm_scan(u, delta, A, B, C, D, z, delta_bias, delta_softplus)
     dtype = accumulation_dtype(u, delta, A, B, C, initial_state)
@@ -117,6 +134,8 @@ def selective_scan_step(
     Returns:
         `y` `[B, D]` in the dtype of `u`.
     """
+    if _step_by_triton(u, delta, A, B, C, state, D, z, delta_bias):
+        return triton_step(u, delta, A, B, C, D, z, delta_bias, state, delta_softplus)
     dtype = state.dtype
     wide = u.to(dtype)
     sizes = _step_sizes(delta.to(dtype), delta_bias, delta_softplus)
@@ -125,6 +144,12 @@ def selective_scan_step(
     with without_autocast(state.device):
         y = torch.bmm(state, C.to(dtype).unsqueeze(-1)).squeeze(-1)
     return _output(y, wide, D, z).to(u.dtype)
+
+
+def _step_by_triton(*given: Tensor | None) -> bool:
+    if given[0] is None or given[0].device.type != "cuda" or missing("triton") is not None:
+        return False
+    return triton_refusal("cuda", *[x.dtype for x in given if x is not None]) is None
 
 
 def _step_sizes(delta: Tensor, bias: Tensor | None, softplus: bool) -> Tensor:

@@ -14,17 +14,19 @@ import torch
 from torch import Tensor
 
 from ..inputs import drop_idle
-from .blocked import scan_into
+from .blocked import WIDE, scan_into
 
-# Timesteps of a tile and numbers in one of its buffers. On a CPU a few buffers fit into the second-level cache; on an
-# accelerator tiles are as large as memory bears, because every call costs a launch.
+# Timesteps of a tile and numbers in one of its buffers. On a CPU a few buffers fit into the second-level cache, and
+# tiles are longer where calls cost more than numbers; on an accelerator they are as large as memory bears, because
+# every call costs a launch.
 _CPU_TILE = (16, 1 << 18)
+_LONG_CPU_TILE = (128, 1 << 18)
 _ACCELERATOR_TILE = (64, 1 << 24)
 _Place = tuple[slice, slice]
 
 
 @torch.library.custom_op(
-    "amago_kernels::selective_scan",
+    "amago_kernels::selective_scan_tiled",
     mutates_args=(),
     schema="(Tensor u, Tensor delta, Tensor A, Tensor B, Tensor C, Tensor state, Tensor? reset)"
     " -> (Tensor, Tensor, Tensor)",
@@ -72,7 +74,7 @@ def _(
 
 
 @torch.library.custom_op(
-    "amago_kernels::selective_scan_backward",
+    "amago_kernels::selective_scan_tiled_backward",
     mutates_args=(),
     schema="(Tensor grad_y, Tensor grad_last, Tensor u, Tensor delta, Tensor A, Tensor B, Tensor C, Tensor starts,"
     " Tensor? reset) -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)",
@@ -177,10 +179,16 @@ def _state_gradients(
     scan_into(earlier, decay[:, 1:].flatten(2), earlier, grad_h[:, -1].flatten(1), later, reverse=True)
 
 
+def _tile_size(u: Tensor, A: Tensor) -> tuple[int, int]:
+    if u.device.type != "cpu":
+        return _ACCELERATOR_TILE
+    return _LONG_CPU_TILE if u.shape[0] * A.numel() < WIDE else _CPU_TILE
+
+
 def _tiles(u: Tensor, A: Tensor, count: int) -> tuple[list[slice], list[slice], Tensor]:
     """Slices over lanes and over timesteps, and `count` buffers `[G, T, N, D]` that hold any of the tiles."""
     batch, length, _ = u.shape
-    chunk, numbers = _CPU_TILE if u.device.type == "cpu" else _ACCELERATOR_TILE
+    chunk, numbers = _tile_size(u, A)
     chunk = min(chunk, length)
     lanes = max(1, min(batch, numbers // (chunk * A.numel())))
     lanes_of = [slice(first, min(first + lanes, batch)) for first in range(0, batch, lanes)]
@@ -190,7 +198,7 @@ def _tiles(u: Tensor, A: Tensor, count: int) -> tuple[list[slice], list[slice], 
 
 
 def _outputs(u: Tensor, A: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    chunk = (_CPU_TILE if u.device.type == "cpu" else _ACCELERATOR_TILE)[0]
+    chunk = _tile_size(u, A)[0]
     batch, length, channels = u.shape
     states = A.shape[1]
     y, last = u.new_empty(u.shape), u.new_empty(batch, channels, states)
