@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 
@@ -9,6 +10,7 @@ import pytest
 import torch
 
 import amago_kernels
+from amago_kernels import dispatch
 from amago_kernels.dispatch import OPERATIONS, choose
 from amago_kernels.testing import assert_close_ratio, error_ratio, poisoned
 
@@ -32,6 +34,32 @@ def test_auto_takes_the_first_that_can():
         choose("attention", "sdpa", 2, table)
     with pytest.raises(ValueError, match="none of"):
         choose("attention", "auto", 2, {"sdpa": table["sdpa"]})
+
+
+@pytest.mark.parametrize(
+    ("switch", "installed", "taken"), [(True, True, "triton"), (True, False, "sdpa"), (False, True, "sdpa")]
+)
+def test_auto_and_triton(monkeypatch, switch, installed, taken):
+    monkeypatch.setattr(dispatch, "_AUTO_TRITON", switch)
+    monkeypatch.setattr(dispatch, "missing", lambda backend: None if installed else f"no {backend}")
+    table = {"triton": lambda call: None, "sdpa": lambda call: None}
+    assert choose("attention", "auto", 1, table) == taken
+
+
+@pytest.mark.parametrize(("variable", "value"), [("AMAGO_KERNELS_TRITON", "0"), ("TRITON_INTERPRET", "1")])
+def test_triton_can_be_switched_off(variable, value):
+    environment = {name: text for name, text in os.environ.items() if name != "TRITON_INTERPRET"}
+    code = "from amago_kernels import dispatch; print(dispatch._AUTO_TRITON)"
+    for extra, expected in (({}, "True"), ({variable: value}, "False")):
+        command = [sys.executable, "-c", code]
+        out = subprocess.run(command, env=environment | extra, capture_output=True, text=True, check=True)
+        assert out.stdout.strip() == expected
+
+
+def test_triton_says_what_it_refuses(monkeypatch):
+    assert "not torch.float64" in (dispatch.triton_refusal("cuda", torch.float32, torch.float64) or "")
+    monkeypatch.setattr(dispatch, "INTERPRETING", False)
+    assert "run on CUDA devices, and the input is on cpu" in (dispatch.triton_refusal("cpu", torch.float32) or "")
 
 
 def test_error_ratio():

@@ -16,6 +16,8 @@ import torch
 
 # Triton decides when it is imported; a constant is what torch.compile can trace.
 INTERPRETING = os.environ.get("TRITON_INTERPRET", "0") == "1"
+# "auto" leaves Triton alone in its interpreter, which is there to debug, and where users say so.
+_AUTO_TRITON = not INTERPRETING and os.environ.get("AMAGO_KERNELS_TRITON", "1") != "0"
 _OLDEST_CAPABILITY = (8, 0)
 _TRITON_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
@@ -116,8 +118,7 @@ def choose(operation: str, backend: str, call: CallT, candidates: Mapping[str, C
     """
     if backend == "auto":
         for name, refusal in candidates.items():
-            # The interpreter is there to debug: nobody wants to end up in it unasked.
-            if refusal(call) is None and not (name == "triton" and (INTERPRETING or missing(name))):
+            if refusal(call) is None and (name != "triton" or (_AUTO_TRITON and missing(name) is None)):
                 return name
         raise ValueError(f"backend='auto': none of {sorted(candidates)} can serve this {operation} call")
     if backend not in OPERATIONS[operation]:

@@ -21,7 +21,7 @@ from .triton_op import triton_attention, triton_attention_refusal
 # Triton first, for what needs a mask or a clamp: SDPA reads a mask `[L, L]` and computes what it hides. Calls that need
 # neither go to SDPA without asking (see `attention`): on GPUs it is PyTorch's own choice of fused kernels. On CPUs it
 # takes 0.6 to 0.7 of the time of explicit matrix products, forward plus backward, with a mask as well as without
-# (benchmarks/kernels_cpu.py). "flex" and "flash" come last, behind one that can always serve: only those who ask for
+# (benchmarks/kernels). "flex" and "flash" come last, behind one that can always serve: only those who ask for
 # them get them. The first compiles for seconds at every new length, the second is another package.
 _CANDIDATES: dict[str, Callable[[AttentionCall], str | None]] = {
     "triton": triton_attention_refusal,

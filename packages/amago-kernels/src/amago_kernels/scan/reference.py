@@ -65,10 +65,11 @@ def selective_reference(
         `y` `[B, L, D]` and the last state `[B, D, N]`.
     """
     outputs = []
-    for t in range(u.shape[1]):
-        if reset is not None:
-            state = torch.where(reset[:, t, None, None], 0.0, state)
-        decay = torch.exp(delta[:, t, :, None] * A)
-        state = decay * state + (delta[:, t] * u[:, t])[:, :, None] * B[:, t, None, :]
-        outputs.append((state * C[:, t, None, :]).sum(-1))
+    resets = None if reset is None else reset[:, :, None, None].unbind(1)
+    for t, (u_t, delta_t, B_t, C_t) in enumerate(zip(*(x.unbind(1) for x in (u, delta, B, C)), strict=True)):
+        if resets is not None:
+            state = torch.where(resets[t], 0.0, state)
+        decay = torch.exp(delta_t[:, :, None] * A)
+        state = decay * state + (delta_t * u_t)[:, :, None] * B_t[:, None, :]
+        outputs.append((state * C_t[:, None, :]).sum(-1))
     return torch.stack(outputs, dim=1), state

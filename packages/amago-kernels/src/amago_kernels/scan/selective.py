@@ -158,7 +158,7 @@ def _step_sizes(delta: Tensor, bias: Tensor | None, softplus: bool) -> Tensor:
 
 
 def _output(y: Tensor, u: Tensor, D: Tensor | None, z: Tensor | None) -> Tensor:
-    out = y if D is None else y + u * D.to(y.dtype)
+    out = y if D is None else torch.addcmul(y, u, D.to(y.dtype))
     return out if z is None else out * F.silu(z.to(y.dtype))
 
 
