@@ -40,6 +40,7 @@ def test_auto_takes_the_first_that_can():
     ("switch", "installed", "taken"), [(True, True, "triton"), (True, False, "sdpa"), (False, True, "sdpa")]
 )
 def test_auto_and_triton(monkeypatch, switch, installed, taken):
+    monkeypatch.setattr(dispatch, "INTERPRETING", False)
     monkeypatch.setattr(dispatch, "_AUTO_TRITON", switch)
     monkeypatch.setattr(dispatch, "missing", lambda backend: None if installed else f"no {backend}")
     table = {"triton": lambda call: None, "sdpa": lambda call: None}
@@ -49,7 +50,7 @@ def test_auto_and_triton(monkeypatch, switch, installed, taken):
 @pytest.mark.parametrize(("variable", "value"), [("AMAGO_KERNELS_TRITON", "0"), ("TRITON_INTERPRET", "1")])
 def test_triton_can_be_switched_off(variable, value):
     environment = {name: text for name, text in os.environ.items() if name != "TRITON_INTERPRET"}
-    code = "from amago_kernels import dispatch; print(dispatch._AUTO_TRITON)"
+    code = "from amago_kernels import dispatch; dispatch.missing = lambda name: None; print(dispatch._triton_unasked())"
     for extra, expected in (({}, "True"), ({variable: value}, "False")):
         command = [sys.executable, "-c", code]
         out = subprocess.run(command, env=environment | extra, capture_output=True, text=True, check=True)

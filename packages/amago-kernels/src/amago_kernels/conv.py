@@ -14,7 +14,7 @@ from torch import Tensor
 
 from .dispatch import choose, missing, triton_refusal
 from .external import WindowCall, conv_refusal, package_conv
-from .inputs import accumulation_dtype, check_reset, check_shape, drop_idle
+from .inputs import accumulation_dtype, check_reset, check_shape, drop_idle, mark_written
 
 _MOST_TAPS = 4
 
@@ -104,7 +104,9 @@ def causal_conv1d_step(
     """
     _check_activation(activation)
     if _step_by_triton(x, weight, bias, state):
-        return _triton_step(x, weight, bias, state, activation == "silu")
+        # To call an operator takes longer than the kernel; it is there to be traced.
+        step = _triton_step if torch.compiler.is_compiling() else _launch_step
+        return step(x, weight, bias, state, activation == "silu")
     window = torch.cat([state, x.to(state.dtype).unsqueeze(-1)], dim=-1)
     state.copy_(window[..., 1:])
     y = (window * weight.to(state.dtype)).sum(-1)
@@ -302,6 +304,14 @@ def _differentiate_triton(ctx: Any, grad_y: Tensor | None, grad_last: Tensor | N
 
 
 _triton_conv.register_autograd(_differentiate_triton, setup_context=_save_triton)
+
+
+def _launch_step(x: Tensor, weight: Tensor, bias: Tensor | None, state: Tensor, silu: bool) -> Tensor:
+    from .triton_conv import step
+
+    y = step(x, weight, bias, state, silu)
+    mark_written(state)
+    return y
 
 
 @torch.library.custom_op(

@@ -16,8 +16,7 @@ import torch
 
 # Triton decides when it is imported; a constant is what torch.compile can trace.
 INTERPRETING = os.environ.get("TRITON_INTERPRET", "0") == "1"
-# "auto" leaves Triton alone in its interpreter, which is there to debug, and where users say so.
-_AUTO_TRITON = not INTERPRETING and os.environ.get("AMAGO_KERNELS_TRITON", "1") != "0"
+_AUTO_TRITON = os.environ.get("AMAGO_KERNELS_TRITON", "1") != "0"
 _OLDEST_CAPABILITY = (8, 0)
 _TRITON_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
@@ -101,6 +100,11 @@ def triton_refusal(device_type: str, *dtypes: torch.dtype) -> str | None:
     return None
 
 
+def _triton_unasked() -> bool:
+    """Whether "auto" may take Triton: not in its interpreter, which is there to debug, nor where users forbid it."""
+    return _AUTO_TRITON and not INTERPRETING and missing("triton") is None
+
+
 def choose(operation: str, backend: str, call: CallT, candidates: Mapping[str, Callable[[CallT], str | None]]) -> str:
     """Resolves `backend` to the name of a backend that serves the call.
 
@@ -118,7 +122,7 @@ def choose(operation: str, backend: str, call: CallT, candidates: Mapping[str, C
     """
     if backend == "auto":
         for name, refusal in candidates.items():
-            if refusal(call) is None and (name != "triton" or (_AUTO_TRITON and missing(name) is None)):
+            if refusal(call) is None and (name != "triton" or _triton_unasked()):
                 return name
         raise ValueError(f"backend='auto': none of {sorted(candidates)} can serve this {operation} call")
     if backend not in OPERATIONS[operation]:

@@ -47,6 +47,16 @@ def drop_idle(reset: Tensor | None) -> Tensor | None:
     return None if reset is None or (reset.device.type == "cpu" and not bool(reset.any())) else reset
 
 
+def mark_written(tensor: Tensor) -> None:
+    """Tells autograd that a kernel has changed a tensor.
+
+    Args:
+        tensor: what was written to.
+    """
+    if not tensor.is_inference():
+        torch.autograd.graph.increment_version(tensor)
+
+
 def check_shape(name: str, tensor: Tensor | None, shape: tuple[int, ...]) -> None:
     """Refuses a tensor of another shape.
 

@@ -114,7 +114,7 @@ def forward_kernel(
             tl.store(last + batch * channels * (TAPS - 1) + columns * (TAPS - 1) + place, values, mask=kept)
 
 
-@tuned([config(8, CHANNELS=32), config(8, CHANNELS=64), config(4, CHANNELS=32)], key=("channels", "crowd"))
+@tuned([config(4, CHANNELS=32), config(8, CHANNELS=32), config(8, CHANNELS=64)], key=("channels", "crowd"))
 @triton.jit
 def backward_kernel(
     x,

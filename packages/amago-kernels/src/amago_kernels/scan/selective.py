@@ -15,7 +15,7 @@ from ..dispatch import choose, missing, triton_refusal
 from ..external import WindowCall, mamba_ssm_scan, selective_scan_refusal
 from ..inputs import accumulation_dtype, check_reset, check_shape, without_autocast
 from .reference import selective_reference
-from .selective_ops import triton_scan, triton_step
+from .selective_ops import launch_step, triton_scan, triton_step
 from .tiled import tiled_scan
 
 _MOST_STATES = 256
@@ -135,7 +135,9 @@ def selective_scan_step(
         `y` `[B, D]` in the dtype of `u`.
     """
     if _step_by_triton(u, delta, A, B, C, state, D, z, delta_bias):
-        return triton_step(u, delta, A, B, C, D, z, delta_bias, state, delta_softplus)
+        # To call an operator takes longer than the kernel; it is there to be traced.
+        step = triton_step if torch.compiler.is_compiling() else launch_step
+        return step(u, delta, A, B, C, D, z, delta_bias, state, delta_softplus)
     dtype = state.dtype
     wide = u.to(dtype)
     sizes = _step_sizes(delta.to(dtype), delta_bias, delta_softplus)

@@ -10,6 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..inputs import mark_written
+
 # Timesteps from one state that the forward pass keeps to the next.
 CHUNK = 64
 
@@ -186,6 +188,42 @@ def _differentiate(
 
 
 triton_scan.register_autograd(_differentiate, setup_context=_save)
+
+
+def launch_step(
+    u: Tensor,
+    delta: Tensor,
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    D: Tensor | None,
+    z: Tensor | None,
+    delta_bias: Tensor | None,
+    state: Tensor,
+    softplus: bool,
+) -> Tensor:
+    """`triton_step` without an operator around it.
+
+    Args:
+        u: as in `triton_step`, like all that follow.
+        delta: see `u`.
+        A: see `u`.
+        B: see `u`.
+        C: see `u`.
+        D: see `u`.
+        z: see `u`.
+        delta_bias: see `u`.
+        state: see `u`.
+        softplus: see `u`.
+
+    Returns:
+        As `triton_step`.
+    """
+    from .triton_selective_step import step
+
+    y = step(u, delta, A, B, C, D, z, delta_bias, state, softplus)
+    mark_written(state)
+    return y
 
 
 @torch.library.custom_op(
