@@ -52,7 +52,11 @@ OURS = WHEELS / "constraints.txt"
 _wheels: dict[str, Path] = {}
 
 # One thread: tests use tensors too small for more. Compiled code is never taken from, or left for, anybody else.
-TEST_ENV = {"OMP_NUM_THREADS": "1", "TORCHINDUCTOR_CACHE_DIR": str(SHARED / "inductor")}
+TEST_ENV = {
+    "OMP_NUM_THREADS": "1",
+    "TORCHINDUCTOR_CACHE_DIR": str(SHARED / "inductor"),
+    "TRITON_CACHE_DIR": str(SHARED / "triton"),
+}
 
 nox.needs_version = ">=2025.2.9"
 nox.options.default_venv_backend = "venv"

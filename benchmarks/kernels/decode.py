@@ -106,7 +106,8 @@ def _case(kind: str, sizes: tuple[int, int, int, int], dtype: torch.dtype, devic
         cache.keys.normal_()
         cache.values.normal_()
         if kind == _RAGGED:
-            cache.length.random_(0, 2 * slots)
+            # Spread evenly: of a few lanes drawn at random all may be full.
+            cache.length.copy_(torch.arange(batch, device=device) * 2 * slots // batch)
         else:
             # Sinks are still there; full lanes have wrapped.
             cache.length.fill_((1 if options else 2) * slots - 1)

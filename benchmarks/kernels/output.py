@@ -74,7 +74,7 @@ def print_table(operation: Operation, outcome: Outcome, machine: Machine) -> Non
         else:
             text = "  ".join(c.rjust(w) if i else c.ljust(w) for i, (c, w) in enumerate(zip(line, widths, strict=True)))
             print(text.rstrip())
-    print("\n* what backend='auto' takes. x ours: time over that of Triton, or where it has none, of what is taken.")
+    print("\n* what backend='auto' takes. x ours: time over that of Triton, or without Triton of what is taken.")
     for note in operation.notes:
         print(note)
 

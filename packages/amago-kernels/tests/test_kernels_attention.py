@@ -235,7 +235,13 @@ BAD_CALLS = {
     "logit_clip is not something SDPA can do": {"backend": "sdpa", "logit_clip": 1.0},
     "window=-1": {"window": -1},
     "window needs causal=True": {"window": 1, "causal": False},
+    "window=1.5": {"window": 1.5},
     "sink=-2": {"sink": -2},
+    "sink=0.5": {"sink": 0.5},
+    "sink_bias=nan": {"sink_bias": float("nan")},
+    "scale=inf": {"scale": float("inf")},
+    "dropout=1.5": {"dropout": 1.5},
+    "reset is on meta and q on cpu": {"reset": torch.zeros(1, 4, dtype=torch.bool, device="meta")},
     "logit_clip=0.0": {"logit_clip": 0.0},
     "reset is torch.int64": {"reset": torch.zeros(1, 4, dtype=torch.int64)},
     r"give torch.bool \(1, 4\)": {"reset": torch.zeros(1, 3, dtype=torch.bool)},
@@ -257,3 +263,24 @@ def test_shapes_and_dtypes_are_checked():
         attention(q, k.double(), v)
     with pytest.raises(ValueError, match="L=0"):
         attention(q[:, :0], k[:, :0], v[:, :0])
+    with pytest.raises(ValueError, match="E=0"):
+        attention(q[..., :0], k[..., :0], v[..., :0])
+    with pytest.raises(ValueError, match="v is on meta and q on cpu"):
+        attention(q, k, v.to("meta"))
+
+
+@pytest.mark.parametrize("scale", [0.0, -0.5])
+@pytest.mark.parametrize("causal", [True, False])
+def test_scale_need_not_be_positive(scale, causal):
+    q, k, v = make_qkv(2, 7, 2, 16, torch.float32).unbind(2)
+    expected = attention(q, k, v, scale=scale, causal=causal, backend="reference")
+    assert_close_ratio(attention(q, k, v, scale=scale, causal=causal), expected, 1e-5)
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_numbers_may_change_in_compiled_code():
+    q, k, v = make_qkv(1, 5, 1, 16, torch.float32).unbind(2)
+    options = [{"scale": number, "sink": 1, "sink_bias": number, "window": 2} for number in (0.5, 0.7, 0.9)]
+    compiled = torch.compile(attention, backend="eager", fullgraph=True)
+    for chosen in options:
+        assert_close_ratio(compiled(q, k, v, **chosen), attention(q, k, v, **chosen), 1e-6)

@@ -66,6 +66,20 @@ def built() -> list[Line]:
     return [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
 
 
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (("--only", "nothing"), "no build has 'nothing' in its name"),
+        (("--arch", "75"), "75 is not allowed; give 80 or more"),
+        (("--workers", "0"), "0 is not allowed; give 1 or more"),
+    ],
+)
+def test_bad_options_are_refused(options: tuple[str, str], message: str) -> None:
+    done = run("-m", "amago_kernels.builds", *options)
+    assert done.returncode == 2
+    assert message in done.stderr.splitlines()[-1]
+
+
 def test_every_kernel_has_a_build(inventory: dict[str, Any]) -> None:
     assert inventory["kernels"]
     assert inventory["unbuilt"] == [], "add a build, and the module with it to amago_kernels.builds.MODULES"

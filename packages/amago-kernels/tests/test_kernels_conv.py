@@ -196,6 +196,24 @@ def test_refusals_say_why():
             call()
     with pytest.raises(ValueError, match="backend='causal_conv1d' cannot serve"):
         causal_conv1d(x, weight, bias, backend="causal_conv1d")
+    with pytest.raises(ValueError, match="x is torch.int64; give a floating dtype"):
+        causal_conv1d(x.long(), weight, bias)
+    with pytest.raises(ValueError, match="weight is on meta and x on cpu; give one device"):
+        causal_conv1d(x, weight.to("meta"), bias)
+
+
+def test_steps_are_checked():
+    """On a GPU nothing else would keep the kernel from reading beyond the end of a tensor."""
+    inputs = dict(zip(("x", "weight", "bias", "state"), make_inputs(2, 5, 4, 3), strict=True))
+    inputs["x"] = inputs["x"][:, 0]
+    causal_conv1d_step(**inputs)
+    for name, shape in (("x", (2, 3)), ("bias", (3,)), ("state", (2, 4, 3)), ("state", (1, 4, 2))):
+        with pytest.raises(ValueError, match=f"{name} has shape"):
+            causal_conv1d_step(**{**inputs, name: torch.zeros(shape)})
+    with pytest.raises(ValueError, match="state is torch.int64; give a floating dtype"):
+        causal_conv1d_step(**{**inputs, "state": inputs["state"].long()})
+    with pytest.raises(ValueError, match="state is on meta and x on cpu; give one device"):
+        causal_conv1d_step(**{**inputs, "state": inputs["state"].to("meta")})
 
 
 def test_what_the_package_refuses():

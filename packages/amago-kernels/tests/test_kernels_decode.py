@@ -272,4 +272,12 @@ def test_refusals_say_why():
         RingCache(torch.zeros(2, 1, 4, 8), torch.zeros(2, 1, 5, 8), torch.zeros(2, dtype=torch.int64))
     with pytest.raises(ValueError, match="length is torch.int32"):
         RingCache(torch.zeros(2, 1, 4, 8), torch.zeros(2, 1, 4, 8), torch.zeros(2, dtype=torch.int32))
+    with pytest.raises(ValueError, match="length is on meta and keys on cpu"):
+        RingCache(torch.zeros(2, 1, 4, 8), torch.zeros(2, 1, 4, 8), torch.zeros(2, dtype=torch.int64, device="meta"))
+    with pytest.raises(ValueError, match="keys is torch.int64"):
+        RingCache.allocate(2, 1, 4, 8, dtype=torch.int64)
+    with pytest.raises(ValueError, match="q is torch.int64.*give floating dtypes"):
+        decode_attention(q.long(), q, q, cache)
+    with pytest.raises(ValueError, match="window=1.5"):
+        decode_attention(q, q, q, cache, window=1.5)
     assert cache.length.tolist() == [0, 0]

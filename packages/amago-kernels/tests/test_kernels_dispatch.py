@@ -50,7 +50,7 @@ def test_auto_and_triton(monkeypatch, switch, installed, taken):
 @pytest.mark.parametrize(("variable", "value"), [("AMAGO_KERNELS_TRITON", "0"), ("TRITON_INTERPRET", "1")])
 def test_triton_can_be_switched_off(variable, value):
     environment = {name: text for name, text in os.environ.items() if name != "TRITON_INTERPRET"}
-    code = "from amago_kernels import dispatch; dispatch.missing = lambda name: None; print(dispatch._triton_unasked())"
+    code = "from amago_kernels import dispatch; dispatch.missing = lambda name: None; print(dispatch.triton_unasked())"
     for extra, expected in (({}, "True"), ({variable: value}, "False")):
         command = [sys.executable, "-c", code]
         out = subprocess.run(command, env=environment | extra, capture_output=True, text=True, check=True)

@@ -212,3 +212,14 @@ def test_refusals_say_why():
         linear_scan(a, b.to(torch.complex64))
     with pytest.raises(ValueError, match="backend='cumsum' is not known"):
         linear_scan(a, b, backend="cumsum")
+    with pytest.raises(ValueError, match="initial_state is torch.int64; give a floating dtype"):
+        linear_scan(a, b, initial_state=state.long())
+    for options in ({"initial_state": state.to("meta")}, {"reset": torch.zeros(2, 5, dtype=torch.bool, device="meta")}):
+        with pytest.raises(ValueError, match="is on meta and b on cpu; give one device"):
+            linear_scan(a, b, **options)
+    with pytest.raises(ValueError, match=r"b has shape \(1, 3\); give \(2, 3\)"):
+        linear_scan_step(a[:, 0], b[:1, 0], state)
+    with pytest.raises(ValueError, match="a has shape"):
+        linear_scan_step(a[:, 0, :2], b[:, 0], state)
+    with pytest.raises(ValueError, match="state is torch.int64"):
+        linear_scan_step(a[:, 0], b[:, 0], state.long())

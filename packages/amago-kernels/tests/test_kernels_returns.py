@@ -217,7 +217,9 @@ def test_gradients_are_right():
         results = call_each(rewards, terminated, values, gammas, mask, truncated=truncated)
         return torch.stack([out for _, out in results])
 
-    assert torch.autograd.gradcheck(all_of_them, (rewards, values, gammas.clone().requires_grad_()))
+    # Finite differences must not leave what is allowed.
+    inner = gammas.clamp(0.01, 0.99).requires_grad_()
+    assert torch.autograd.gradcheck(all_of_them, (rewards, values, inner))
 
 
 def test_no_gradient_of_nan_gets_through():
@@ -266,7 +268,12 @@ BAD = {
     "terminated is torch.float32": {"terminated": torch.zeros(2, 3)},
     "mask is torch.bool": {"mask": torch.zeros(2, 4, dtype=torch.bool)},
     "do not fit rewards": {"next_values": torch.zeros(2, 3, 5)},
-    "gammas": {"gammas": torch.zeros(4, 1)},
+    "gammas has shape": {"gammas": torch.zeros(4, 1)},
+    r"gammas=\[.*give numbers in \[0, 1\]": {"gammas": torch.tensor([0.0, 0.5, 1.5, 0.0])},
+    r"gammas=\[-0.5": {"gammas": torch.tensor([-0.5, 0.5, 0.5, 0.0])},
+    r"gammas=\[nan": {"gammas": torch.tensor([NAN, 0.5, 0.5, 0.0])},
+    "gammas is torch.int64": {"gammas": torch.ones(4, dtype=torch.long)},
+    "next_values=None": {"next_values": None},
 }
 
 

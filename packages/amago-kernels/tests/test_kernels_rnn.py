@@ -319,6 +319,8 @@ def test_refusals_say_why(kind):
             run(kind, (x, state, *rest[:-4], *wrong))
     with pytest.raises(ValueError, match="x is torch.int64; give a floating dtype"):
         run(kind, (x.long(), state, *rest))
+    with pytest.raises(ValueError, match=f"{first} is on meta and x on cpu; give one device"):
+        run(kind, (x, state.to("meta"), *rest))
     with pytest.raises(ValueError, match="reset is torch.int64"):
         run(kind, (x, state, *rest), reset=torch.zeros(2, 5, dtype=torch.int64))
     with pytest.raises(ValueError, match="backend='cudnn' is not known"):

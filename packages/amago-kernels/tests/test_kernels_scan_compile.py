@@ -51,6 +51,7 @@ def test_compiles_in_one_piece(resets):
 
 
 @pytest.mark.gpu
+@pytest.mark.filterwarnings("ignore:Synchronization debug mode")
 @pytest.mark.parametrize("backend", ["auto", "blocked"])
 def test_cuda_equals_cpu_and_never_waits(backend):
     inputs, reset = make_inputs(), make_reset()

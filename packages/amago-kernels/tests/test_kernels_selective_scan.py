@@ -247,6 +247,28 @@ def test_refusals_say_why():
         run(inputs, None, "cuda")
     with pytest.raises(ValueError, match="backend='mamba_ssm' cannot serve.*'reference'"):
         run(inputs, None, "mamba_ssm")
+    for name in ("u", "D", "initial_state"):
+        with pytest.raises(ValueError, match=f"{name} is torch.int64; give a floating dtype"):
+            run({**inputs, name: inputs[name].long()}, None, "auto")
+    with pytest.raises(ValueError, match="A is on meta and u on cpu; give one device"):
+        run({**inputs, "A": inputs["A"].to("meta")}, None, "auto")
+    with pytest.raises(ValueError, match="N >= 1"):
+        run({**inputs, "A": inputs["A"][:, :0]}, None, "auto")
+
+
+@pytest.mark.parametrize("name", ["u", "delta", "A", "B", "C", "D", "z", "delta_bias"])
+def test_steps_are_checked(name):
+    """On a GPU nothing else would keep the kernel from reading beyond the end of a tensor."""
+    shapes = {"u": (2, 4), "delta": (2, 4), "A": (4, 3), "B": (2, 3), "C": (2, 3), "state": (2, 4, 3)}
+    shapes |= {"D": (4,), "z": (2, 4), "delta_bias": (4,)}
+    inputs = {key: torch.zeros(shape) for key, shape in shapes.items()}
+    selective_scan_step(**inputs)
+    with pytest.raises(ValueError, match=f"{name} has shape"):
+        selective_scan_step(**{**inputs, name: inputs[name][..., 1:]})
+    with pytest.raises(ValueError, match=f"{name} is on meta and state on cpu"):
+        selective_scan_step(**{**inputs, name: inputs[name].to("meta")})
+    with pytest.raises(ValueError, match=f"{name} is torch.int64"):
+        selective_scan_step(**{**inputs, name: inputs[name].long()})
 
 
 def test_what_mamba_ssm_refuses():

@@ -302,7 +302,9 @@ def test_long_windows(name, dtype):
     if "window" in options:
         options |= {"window": 300, "sink": 4 * options.get("sink", 0)}
     reset = make_reset("some", 2, 1500, share=0.004, device="cuda")
-    compare(make_qkv((2, 1500, 2, 64), dtype, "cuda"), reset, options, 1e-5 if dtype == torch.float32 else 1e-2)
+    # Of a million scores, some lie so near the edge of the clamp that rounding decides whether a slope is 0.
+    exact = dtype == torch.float32 and "logit_clip" not in options
+    compare(make_qkv((2, 1500, 2, 64), dtype, "cuda"), reset, options, 1e-5 if exact else 1e-2)
 
 
 @pytest.mark.gpu

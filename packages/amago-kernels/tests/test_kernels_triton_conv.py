@@ -241,8 +241,10 @@ def test_replays_in_a_graph():
         return causal_conv1d_step(x[:, 0], weight, bias, state)
 
     stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(stream):
-        expected = [x.clone() for x in all_results()]
+        # Without their graph, whose nodes belong to this stream.
+        expected = [x.detach().clone() for x in all_results()]
         one_step()
     torch.cuda.current_stream().wait_stream(stream)
     graph = torch.cuda.CUDAGraph()

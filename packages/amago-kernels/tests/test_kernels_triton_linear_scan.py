@@ -195,7 +195,9 @@ def test_in_a_cuda_graph(pairs):
 
     def step():
         h, last = linear_scan(inputs[0], inputs[1], initial_state=inputs[2], reset=reset, pairs=pairs, backend=BACKEND)
-        return h, last, *torch.autograd.grad(h.square().sum() + last.sum(), inputs)
+        grads = torch.autograd.grad(h.square().sum() + last.sum(), inputs)
+        # Without their graph, whose nodes belong to a stream.
+        return h.detach(), last.detach(), *grads
 
     stream = torch.cuda.Stream()
     stream.wait_stream(torch.cuda.current_stream())

@@ -288,8 +288,10 @@ def test_replays_in_a_graph():
         return selective_scan_step(*now, inputs["A"].detach(), *maps, state, delta_softplus=True)
 
     stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(stream):
-        expected = [x.clone() for x in all_results()]
+        # Without their graph, whose nodes belong to this stream.
+        expected = [x.detach().clone() for x in all_results()]
         one_step()
     torch.cuda.current_stream().wait_stream(stream)
     graph = torch.cuda.CUDAGraph()

@@ -248,9 +248,11 @@ def test_large_and_in_a_graph(sigma, bins):
 
     def step():
         loss = loss_of(static, *moved, sigma)
-        return loss, torch.autograd.grad(loss, static, upstream)[0]
+        # Detached: a graph that lives on ties the next backward pass to the stream it was made on.
+        return loss.detach(), torch.autograd.grad(loss, static, upstream)[0]
 
     stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(stream):
         step()
     torch.cuda.current_stream().wait_stream(stream)

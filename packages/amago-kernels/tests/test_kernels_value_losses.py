@@ -387,6 +387,20 @@ def test_bins_are_finite_and_ascend(support: tuple[float, ...], wrong: str) -> N
         two_hot_cross_entropy(logits, target, torch.tensor(support))
     with pytest.raises(ValueError, match=f"support {wrong}"):
         hl_gauss_cross_entropy(logits, target, torch.tensor(support), 0.5)
+    with pytest.raises(ValueError, match=f"support {wrong}"):
+        two_hot_labels(target, torch.tensor(support))
+
+
+def test_labels_are_checked() -> None:
+    target = torch.zeros(2)
+    with pytest.raises(ValueError, match="2 is followed by 1 at index 2; give finite, ascending bin centres"):
+        hl_gauss_labels(target, torch.tensor((0.0, 2.0, 1.0)), 0.5)
+    with pytest.raises(ValueError, match="sigma=-1.0"):
+        hl_gauss_labels(target, FIVE, -1.0)
+    with pytest.raises(ValueError, match="transform='log'"):
+        two_hot_labels(target, FIVE, transform="log")
+    with pytest.raises(ValueError, match="N >= 2"):
+        two_hot_labels(target, FIVE[None])
 
 
 def test_one_device() -> None:

@@ -62,6 +62,7 @@ BAD_CONFIGS = {
     "max_time_idx=None": (TransformerConfig, {"positions": "learnable"}),
     "positions='learned'": (TransformerConfig, {"positions": "learned"}),
     "norm='batch'": (TransformerConfig, {"norm": "batch"}),
+    "attention_backend='fast'": (TransformerConfig, {"attention_backend": "fast"}),
     "activation='tanh'": (TransformerConfig, {"activation": "tanh"}),
     "dropout_qkv=1.0": (TransformerConfig, {"dropout_qkv": 1.0}),
     "d_ff=0": (TransformerConfig, {"d_ff": 0}),
@@ -81,7 +82,7 @@ def test_bad_configs_are_refused_at_once(message):
         config(**options)
 
 
-def test_an_unknown_attention_backend_is_refused():
+def test_an_attention_backend_that_cannot_serve_is_refused():
     model = TransformerConfig(d_model=8, n_heads=2, n_layers=1, attention_backend="triton").build(3, 4)
     with pytest.raises(ValueError, match="backend='triton' cannot serve"):
         model(torch.zeros(1, 2, 3), torch.zeros(1, 2, dtype=torch.int64))

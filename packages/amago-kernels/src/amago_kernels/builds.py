@@ -161,8 +161,16 @@ def main(arguments: list[str] | None = None) -> None:
     args = parser.parse_args(arguments)
     if os.environ.get("TRITON_INTERPRET", "0") == "1":
         sys.exit("TRITON_INTERPRET=1 is set: nothing is compiled in Triton's interpreter; unset it")
+    if min(args.arch) < 80:
+        parser.error(f"argument --arch: {min(args.arch)} is not allowed; give 80 or more")
+    if args.workers < 1:
+        parser.error(f"argument --workers: {args.workers} is not allowed; give 1 or more")
+    jobs = list(_jobs(args.arch, args.only, args.first))
+    if not jobs:
+        names = sorted({build.name.split()[0] for build in all_builds()})
+        parser.error(f"argument --only: no build has {args.only!r} in its name; names begin with {', '.join(names)}")
     with ProcessPoolExecutor(args.workers) as pool:
-        for built in pool.map(_work, list(_jobs(args.arch, args.only, args.first))):
+        for built in pool.map(_work, jobs):
             if args.json:
                 print(json.dumps(asdict(built)), flush=True)
                 continue

@@ -12,9 +12,17 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .dispatch import choose, missing, triton_refusal
+from .dispatch import choose, triton_refusal, triton_unasked
 from .external import WindowCall, conv_refusal, package_conv
-from .inputs import accumulation_dtype, check_reset, check_shape, drop_idle, mark_written
+from .inputs import (
+    accumulation_dtype,
+    check_devices,
+    check_floats,
+    check_reset,
+    check_shape,
+    drop_idle,
+    mark_written,
+)
 
 _MOST_TAPS = 4
 
@@ -63,7 +71,7 @@ def causal_conv1d(
         they lie before the last reset, in the dtype that was computed in: float32, or float64 if an input is.
 
     Raises:
-        ValueError: if shapes disagree, or the backend cannot serve the call.
+        ValueError: if shapes or devices disagree, one is no float, or the backend cannot serve the call.
     """
     _check(x, weight, bias, initial_state, reset, activation)
     dtypes = tuple(given.dtype for given in (x, weight, bias, initial_state) if given is not None)
@@ -101,7 +109,11 @@ def causal_conv1d_step(
 
     Returns:
         `y` `[B, D]` in the dtype of `x`.
+
+    Raises:
+        ValueError: if shapes or devices disagree, or one is no float.
     """
+    _check_step(x, weight, bias, state)
     _check_activation(activation)
     if _step_by_triton(x, weight, bias, state):
         # To call an operator takes longer than the kernel; it is there to be traced.
@@ -114,7 +126,7 @@ def causal_conv1d_step(
 
 
 def _step_by_triton(x: Tensor, weight: Tensor, *others: Tensor | None) -> bool:
-    if x.device.type != "cuda" or weight.shape[1] > _MOST_TAPS or missing("triton") is not None:
+    if x.device.type != "cuda" or weight.shape[1] > _MOST_TAPS or not triton_unasked():
         return False
     return triton_refusal("cuda", *[given.dtype for given in (x, weight, *others) if given is not None]) is None
 
@@ -340,6 +352,16 @@ def _output(y: Tensor, bias: Tensor | None, activation: str | None) -> Tensor:
     return out if activation is None else F.silu(out)
 
 
+def _check_step(x: Tensor, weight: Tensor, bias: Tensor | None, state: Tensor) -> None:
+    if x.dim() != 2 or weight.dim() != 2:
+        raise ValueError(f"x has shape {tuple(x.shape)} and weight {tuple(weight.shape)}; give [B, D] and [D, W]")
+    channels, taps = weight.shape
+    check_shape("x", x, (x.shape[0], channels))
+    check_shape("bias", bias, (channels,))
+    check_shape("state", state, (x.shape[0], channels, taps - 1))
+    check_floats(x=x, weight=weight, bias=bias, state=state)
+
+
 def _check_activation(activation: str | None) -> None:
     if activation not in (None, "silu"):
         raise ValueError(f"activation={activation!r} is not allowed; give None or 'silu'")
@@ -357,8 +379,10 @@ def _check(
         raise ValueError(f"x has shape {tuple(x.shape)}; give [B, L, D] with L >= 1")
     batch, length, channels = x.shape
     if weight.dim() != 2 or weight.shape[0] != channels or weight.shape[1] < 1:
-        raise ValueError(f"weight has shape {tuple(weight.shape)}; give [D, W] with D={channels}")
+        raise ValueError(f"weight has shape {tuple(weight.shape)}; give [D, W] with D={channels} and W >= 1")
     check_shape("bias", bias, (channels,))
     check_shape("initial_state", initial_state, (batch, channels, weight.shape[1] - 1))
     check_reset(reset, batch, length)
+    check_floats(x=x, weight=weight, bias=bias, initial_state=initial_state)
+    check_devices(x=x, reset=reset)
     _check_activation(activation)

@@ -100,7 +100,7 @@ def triton_refusal(device_type: str, *dtypes: torch.dtype) -> str | None:
     return None
 
 
-def _triton_unasked() -> bool:
+def triton_unasked() -> bool:
     """Whether "auto" may take Triton: not in its interpreter, which is there to debug, nor where users forbid it."""
     return _AUTO_TRITON and not INTERPRETING and missing("triton") is None
 
@@ -122,7 +122,7 @@ def choose(operation: str, backend: str, call: CallT, candidates: Mapping[str, C
     """
     if backend == "auto":
         for name, refusal in candidates.items():
-            if refusal(call) is None and (name != "triton" or _triton_unasked()):
+            if refusal(call) is None and (name != "triton" or triton_unasked()):
                 return name
         raise ValueError(f"backend='auto': none of {sorted(candidates)} can serve this {operation} call")
     if backend not in OPERATIONS[operation]:

@@ -85,3 +85,48 @@ def check_reset(reset: Tensor | None, batch: int, length: int) -> None:
     """
     if reset is not None and (reset.dtype != torch.bool or tuple(reset.shape) != (batch, length)):
         raise ValueError(f"reset is {reset.dtype} {tuple(reset.shape)}; give torch.bool {(batch, length)}")
+
+
+def check_floats(**tensors: Tensor | None) -> None:
+    """Refuses integers and complex numbers, and tensors that are not on one device.
+
+    Args:
+        tensors: arguments by name, None passes; the first says which device.
+
+    Raises:
+        ValueError: if one is no float, or not where the first is.
+    """
+    for name, tensor in tensors.items():
+        if tensor is not None and not tensor.is_floating_point():
+            raise ValueError(f"{name} is {tensor.dtype}; give a floating dtype")
+    check_devices(**tensors)
+
+
+def check_devices(**tensors: Tensor | None) -> None:
+    """Refuses tensors that are not on one device.
+
+    Args:
+        tensors: arguments by name, None passes; the first, which is not None, says which device.
+
+    Raises:
+        ValueError: if one is not where the first is.
+    """
+    (first, home), *others = [(name, tensor) for name, tensor in tensors.items() if tensor is not None]
+    for name, tensor in others:
+        if tensor.device != home.device:
+            raise ValueError(f"{name} is on {tensor.device} and {first} on {home.device}; give one device")
+
+
+def check_count(name: str, value: int | None, allowed: str = "an integer >= 0") -> None:
+    """Refuses what is no integer from 0.
+
+    Args:
+        name: of the argument, for the message.
+        value: the argument; None passes.
+        allowed: what to give, for the message.
+
+    Raises:
+        ValueError: if it is not.
+    """
+    if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 0):
+        raise ValueError(f"{name}={value!r} is not allowed; give {allowed}")

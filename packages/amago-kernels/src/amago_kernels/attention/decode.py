@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..dispatch import choose, triton_refusal
-from ..inputs import without_autocast
+from ..inputs import check_count, without_autocast
 from .decode_ops import decode_op
 from .ring import RingCache
 
@@ -90,10 +90,8 @@ def plan_decode(cache: RingCache, *, window: int | None = None, sink: int = 0, s
     Raises:
         ValueError: if an option is out of range.
     """
-    if window is not None and window < 0:
-        raise ValueError(f"window={window} is not allowed; give None or an integer >= 0")
-    if sink < 0:
-        raise ValueError(f"sink={sink} is not allowed; give an integer >= 0")
+    check_count("window", window, "None or an integer >= 0")
+    check_count("sink", sink)
     return DecodePlan(cache, window, sink, sink_bias)
 
 
@@ -224,7 +222,8 @@ def decode_attention(
         `[B, H, E]` in the dtype of `q`.
 
     Raises:
-        ValueError: if shapes disagree, an option is out of range, or the backend cannot serve the call.
+        ValueError: if shapes or devices disagree, one is no float, an option is out of range, or the backend cannot
+            serve the call.
     """
     _check(q, k, v, cache, logit_clip, plan)
     scale = cache.keys.shape[3] ** -0.5 if scale is None else scale
@@ -258,6 +257,8 @@ def _check(
     device = cache.keys.device
     if q.device != device or k.device != device or v.device != device:
         raise ValueError(f"q on {q.device}, k on {k.device} and v on {v.device} must be on {device}, like the cache")
+    if not (q.is_floating_point() and k.is_floating_point() and v.is_floating_point()):
+        raise ValueError(f"q is {q.dtype}, k is {k.dtype} and v is {v.dtype}; give floating dtypes")
     if logit_clip is not None and not logit_clip > 0.0:
         raise ValueError(f"logit_clip={logit_clip} is not allowed; give None or a number > 0")
     if plan is not None and plan.cache is not cache:

@@ -5,12 +5,14 @@ Dimensions: `B` batch, `L` timesteps, `H` heads, `E` head size.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
 from ..dispatch import choose
+from ..inputs import check_count, check_devices
 from .call import AttentionCall
 from .flash import flash_attention, flash_refusal
 from .flex import flex_attention, flex_refusal
@@ -20,7 +22,7 @@ from .triton_op import triton_attention, triton_attention_refusal
 
 # Triton first, for what needs a mask or a clamp: SDPA reads a mask `[L, L]` and computes what it hides. Calls that need
 # neither go to SDPA without asking (see `attention`): on GPUs it is PyTorch's own choice of fused kernels. On CPUs it
-# takes 0.6 to 0.7 of the time of explicit matrix products, forward plus backward, with a mask as well as without
+# takes 0.2 to 0.7 of the time of explicit matrix products, forward plus backward, with a mask as well as without
 # (benchmarks/kernels). "flex" and "flash" come last, behind one that can always serve: only those who ask for
 # them get them. The first compiles for seconds at every new length, the second is another package.
 _CANDIDATES: dict[str, Callable[[AttentionCall], str | None]] = {
@@ -77,9 +79,15 @@ def attention(
         `[B, L, H, E]` in the dtype of `q`.
 
     Raises:
-        ValueError: if shapes disagree, an option is out of range, or the backend cannot serve the call.
+        ValueError: if shapes, dtypes or devices disagree, an option is out of range, or the backend cannot serve the
+            call.
     """
-    _check(q, k, v, causal, window, sink, logit_clip, reset)
+    _check_tensors(q, k, v, reset)
+    check_count("window", window, "None or an integer >= 0")
+    if window is not None and not causal:
+        raise ValueError("window needs causal=True: it counts timesteps back from the query")
+    check_count("sink", sink)
+    _check_numbers(sink_bias, logit_clip, scale, dropout)
     call = AttentionCall(
         causal=causal,
         window=None if window is None or window >= q.shape[1] - 1 else window,
@@ -116,30 +124,26 @@ def has_interior_reset(reset: Tensor) -> bool:
     return bool(reset[:, 1:].any())
 
 
-def _check(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    causal: bool,
-    window: int | None,
-    sink: int,
-    logit_clip: float | None,
-    reset: Tensor | None,
-) -> None:
+def _check_tensors(q: Tensor, k: Tensor, v: Tensor, reset: Tensor | None) -> None:
     if q.dim() != 4 or k.shape != q.shape or v.shape != q.shape:
         shapes = f"q {tuple(q.shape)}, k {tuple(k.shape)}, v {tuple(v.shape)}"
         raise ValueError(f"{shapes} must share one shape [B, L, H, E]")
-    if q.shape[1] < 1:
-        raise ValueError("q has L=0 timesteps; give at least 1")
+    if q.shape[1] < 1 or q.shape[3] < 1:
+        raise ValueError(f"q has L={q.shape[1]} timesteps and head size E={q.shape[3]}; give at least 1 of each")
     if not q.is_floating_point() or k.dtype != q.dtype or v.dtype != q.dtype:
         raise ValueError(f"q, k, v have dtypes {q.dtype}, {k.dtype}, {v.dtype}; give one floating dtype")
-    if window is not None and window < 0:
-        raise ValueError(f"window={window} is not allowed; give None or an integer >= 0")
-    if window is not None and not causal:
-        raise ValueError("window needs causal=True: it counts timesteps back from the query")
-    if sink < 0:
-        raise ValueError(f"sink={sink} is not allowed; give an integer >= 0")
-    if logit_clip is not None and not logit_clip > 0.0:
-        raise ValueError(f"logit_clip={logit_clip} is not allowed; give None or a number > 0")
     if reset is not None and (reset.dtype != torch.bool or reset.shape != q.shape[:2]):
         raise ValueError(f"reset is {reset.dtype} {tuple(reset.shape)}; give torch.bool {tuple(q.shape[:2])}")
+    check_devices(q=q, k=k, v=v, reset=reset)
+
+
+def _check_numbers(sink_bias: float, logit_clip: float | None, scale: float | None, dropout: float) -> None:
+    # Not `math.isfinite`: a compiled graph may hold these numbers as variables.
+    if not -math.inf < sink_bias < math.inf:
+        raise ValueError(f"sink_bias={sink_bias} is not allowed; give a finite number")
+    if logit_clip is not None and not logit_clip > 0.0:
+        raise ValueError(f"logit_clip={logit_clip} is not allowed; give None or a number > 0")
+    if scale is not None and not -math.inf < scale < math.inf:
+        raise ValueError(f"scale={scale} is not allowed; give None or a finite number")
+    if not 0.0 <= dropout < 1.0:
+        raise ValueError(f"dropout={dropout} is not allowed; give a number in [0, 1)")

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from ..inputs import check_devices, check_floats
 from .decode_ops import DecodeScratch
 
 
@@ -43,7 +44,7 @@ class RingCache:
         """Checks the shapes.
 
         Raises:
-            ValueError: if shapes or dtypes disagree, or no slot is left for the ring.
+            ValueError: if shapes, dtypes or devices disagree, or no slot is left for the ring.
         """
         if self.keys.dim() != 4 or self.values.shape != self.keys.shape or self.values.dtype != self.keys.dtype:
             raise ValueError(
@@ -54,6 +55,8 @@ class RingCache:
             raise ValueError(
                 f"length is {self.length.dtype} {tuple(self.length.shape)}; give torch.int64 ({self.keys.shape[0]},)"
             )
+        check_floats(keys=self.keys, values=self.values)
+        check_devices(keys=self.keys, length=self.length)
         if not 0 <= self.sink < self.slots:
             raise ValueError(
                 f"sink={self.sink} is not allowed with {self.slots} slots; give an integer in [0, {self.slots - 1}]"
@@ -186,8 +189,9 @@ def reset_lanes(cache: RingCache, mask: Tensor) -> None:
         mask: `[B]` bool; True forgets the lane.
 
     Raises:
-        ValueError: if `mask` is not `[B]` bool.
+        ValueError: if `mask` is not `[B]` bool, or not where the cache is.
     """
     if mask.dtype != torch.bool or mask.shape != cache.length.shape:
         raise ValueError(f"mask is {mask.dtype} {tuple(mask.shape)}; give torch.bool {tuple(cache.length.shape)}")
+    check_devices(length=cache.length, mask=mask)
     cache.length.masked_fill_(mask, 0)

@@ -37,7 +37,8 @@ def sdpa_attention(q: Tensor, k: Tensor, v: Tensor, call: AttentionCall) -> Tens
         `[B, L, H, E]` in the dtype of `q`.
     """
     mask = None
-    if not call.plain:
+    # The causal flag with a factor that is not positive gives NaN on CPUs.
+    if not call.plain or call.scale <= 0.0:
         mask, sinks = visible_keys(call, q.shape[1], q.device)
         if call.biased and sinks is not None:
             bias = torch.zeros(mask.shape, dtype=q.dtype, device=q.device)

@@ -136,7 +136,7 @@ def options_of(
         Keyword arguments.
     """
     biased_sinks = sink > 0 and sink_bias != 0.0
-    narrow = q.dtype != torch.float32 or torch.get_float32_matmul_precision() != "highest"
+    narrow = q.dtype != torch.float32 or _rounds_products()
     return {
         "L": q.shape[1],
         "H": q.shape[2],
@@ -159,6 +159,13 @@ def options_of(
         "WIDE": q.dtype == torch.float32 or INTERPRETING,
         "PRECISION": "tf32" if narrow else "tf32x3",
     }
+
+
+def _rounds_products() -> bool:
+    """Whether PyTorch may compute products of float32 in TF32."""
+    # The older switch cannot be read any more once the newer one, of torch 2.9, says "tf32".
+    newer = getattr(torch.backends.cuda.matmul, "fp32_precision", None)
+    return torch.get_float32_matmul_precision() != "highest" if newer is None else newer == "tf32"
 
 
 def built_variants(tensors: Sequence[str]) -> Iterator[tuple[str, Tensor, dict[str, Any]]]:

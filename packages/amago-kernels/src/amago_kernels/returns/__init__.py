@@ -36,7 +36,7 @@ def n_step_targets(
         rewards: `[B, T]` float, environment units.
         terminated: `[B, T]` bool; True stops the bootstrap.
         next_values: `[B, T, G]` float; `[:, t]` is V(s_{t+1}), at a truncated transition the value of the last state.
-        gammas: `[G]` float in [0, 1].
+        gammas: `[G]` float in [0, 1], which is checked on the CPU only: elsewhere, looking would stall the host.
         mask: `[B, T]` bool; True is a real transition.
         n: horizon in transitions, >= 1.
         truncated: `[B, T]` bool; None if the window goes on in one episode after any transition that is not terminated.
@@ -49,14 +49,15 @@ def n_step_targets(
         `next_values` under a terminated transition, never reaches a defined entry.
 
     Raises:
-        ValueError: if `n < 1`, shapes, dtypes or devices disagree, or the backend cannot serve the call.
+        ValueError: if `n < 1`, shapes, dtypes or devices disagree, a discount is out of range, or the backend cannot
+            serve the call.
 
     Source: Sutton & Barto (2018), section 7.1.
     """
     if isinstance(n, bool) or not isinstance(n, int) or n < 1:
         raise ValueError(f"n={n} is not allowed; give an integer >= 1")
     transitions = Transitions(rewards, terminated, truncated, next_values, gammas, mask)
-    transitions.check()
+    transitions.check(valued=True)
     chosen = choose_backend("n_step_targets", backend, transitions)
     if 0 in transitions.shape:
         return next_values.new_empty(transitions.shape)
@@ -92,7 +93,7 @@ def lambda_returns(
         rewards: `[B, T]` float, environment units.
         terminated: `[B, T]` bool; True stops the bootstrap.
         next_values: `[B, T, G]` float; `[:, t]` is V(s_{t+1}), at a truncated transition the value of the last state.
-        gammas: `[G]` float in [0, 1].
+        gammas: `[G]` float in [0, 1], which is checked on the CPU only: elsewhere, looking would stall the host.
         mask: `[B, T]` bool; True is a real transition.
         lambda_: weight of longer returns in [0, 1]: 0 gives one-step targets, 1 bootstraps from ends only.
         truncated: `[B, T]` bool; None if the window goes on in one episode after any transition that is not terminated.
@@ -106,15 +107,15 @@ def lambda_returns(
         `next_values` under a terminated transition, never reaches a defined entry.
 
     Raises:
-        ValueError: if `lambda_` is not allowed, shapes, dtypes or devices disagree, or the backend cannot serve the
-            call.
+        ValueError: if `lambda_` is not allowed, shapes, dtypes or devices disagree, a discount is out of range, or the
+            backend cannot serve the call.
 
     Source: Sutton & Barto (2018), chapter 12; Hafner et al. (2020), "Dream to Control", equation 6.
     """
     if isinstance(lambda_, bool) or not isinstance(lambda_, (int, float)) or not 0.0 <= lambda_ <= 1.0:
         raise ValueError(f"lambda_={lambda_!r} is not allowed; give a number in [0, 1]")
     transitions = Transitions(rewards, terminated, truncated, next_values, gammas, mask)
-    transitions.check()
+    transitions.check(valued=True)
     chosen = choose_backend("lambda_returns", backend, transitions)
     if 0 in transitions.shape:
         return next_values.new_empty(transitions.shape)
@@ -142,7 +143,7 @@ def discounted_returns(
     Args:
         rewards: `[B, T]` float, environment units.
         terminated: `[B, T]` bool.
-        gammas: `[G]` float in [0, 1].
+        gammas: `[G]` float in [0, 1], which is checked on the CPU only: elsewhere, looking would stall the host.
         mask: `[B, T]` bool; True is a real transition.
         next_values: `[B, T, G]` float or None; `[:, t]` is V(s_{t+1}). Only the ends named above are read.
         truncated: `[B, T]` bool; None if the window goes on in one episode after any transition that is not terminated.
@@ -156,10 +157,11 @@ def discounted_returns(
         `mask` is False. What lies under the mask never reaches a defined entry.
 
     Raises:
-        ValueError: if shapes, dtypes or devices disagree, or the backend cannot serve the call.
+        ValueError: if shapes, dtypes or devices disagree, a discount is out of range, or the backend cannot serve the
+            call.
     """
     transitions = Transitions(rewards, terminated, truncated, next_values, gammas, mask)
-    transitions.check()
+    transitions.check(valued=False)
     chosen = choose_backend("discounted_returns", backend, transitions)
     if 0 in transitions.shape:
         return rewards.new_empty(transitions.shape, dtype=transitions.dtype)

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from ..dispatch import choose, triton_refusal
-from ..inputs import accumulation_dtype
+from ..inputs import accumulation_dtype, check_devices, check_floats
 
 
 @dataclass(frozen=True)
@@ -35,13 +35,19 @@ class Transitions:
     gammas: Tensor
     mask: Tensor
 
-    def check(self) -> None:
-        """Refuses shapes, dtypes and devices that do not fit.
+    def check(self, *, valued: bool) -> None:
+        """Refuses shapes, dtypes and devices that do not fit, and discounts that are none.
+
+        Args:
+            valued: whether there must be values.
 
         Raises:
             ValueError: if one does not.
         """
-        self._check_dtypes_and_devices()
+        if valued and self.next_values is None:
+            raise ValueError("next_values=None is not allowed; give [B, T, G]")
+        check_floats(rewards=self.rewards, next_values=self.next_values, gammas=self.gammas)
+        check_devices(rewards=self.rewards, terminated=self.terminated, truncated=self.truncated, mask=self.mask)
         shape = tuple(self.rewards.shape)
         if len(shape) != 2:
             raise ValueError(f"rewards has shape {shape}; give [B, T]")
@@ -57,16 +63,10 @@ class Transitions:
                 f"next_values {tuple(values.shape)} and gammas {tuple(self.gammas.shape)} do not fit rewards {shape}; "
                 "give [B, T, G] and [G]"
             )
-
-    def _check_dtypes_and_devices(self) -> None:
-        for name in ("rewards", "next_values", "gammas"):
-            numbers = getattr(self, name)
-            if numbers is not None and not numbers.is_floating_point():
-                raise ValueError(f"{name} is {numbers.dtype}; give a floating dtype")
-        for name in ("terminated", "truncated", "next_values", "gammas", "mask"):
-            tensor = getattr(self, name)
-            if tensor is not None and tensor.device != self.rewards.device:
-                raise ValueError(f"{name} is on {tensor.device} and rewards on {self.rewards.device}; give one device")
+        # Elsewhere, looking would stall the host.
+        if self.gammas.device.type == "cpu" and not torch.compiler.is_compiling():
+            if not bool(((self.gammas >= 0.0) & (self.gammas <= 1.0)).all()):
+                raise ValueError(f"gammas={self.gammas.tolist()} is not allowed; give numbers in [0, 1]")
 
     @property
     def dtype(self) -> torch.dtype:

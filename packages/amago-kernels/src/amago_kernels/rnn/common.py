@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping
 import torch
 from torch import Tensor
 
-from ..inputs import check_reset, check_shape
+from ..inputs import check_devices, check_floats, check_reset, check_shape
 
 Weights = tuple[Tensor, Tensor, Tensor, Tensor]
 CANDIDATES: dict[str, Callable[[Tensor], str | None]] = {"fused": lambda x: None, "reference": lambda x: None}
@@ -39,10 +39,9 @@ def check_layer(x: Tensor, states: Mapping[str, Tensor], weights: Weights, reset
     shapes |= {"bias_ih": (gates * size,), "bias_hh": (gates * size,)}
     for name, tensor in given.items():
         check_shape(name, tensor, shapes.get(name, (x.shape[0], size)))
-    for name, tensor in {"x": x, **given}.items():
-        if not tensor.dtype.is_floating_point:
-            raise ValueError(f"{name} is {tensor.dtype}; give a floating dtype")
+    check_floats(x=x, **given)
     check_reset(reset, x.shape[0], x.shape[1])
+    check_devices(x=x, reset=reset)
 
 
 def resets_at(reset: Tensor | None, length: int) -> list[bool]:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from ..dispatch import choose, triton_refusal
-from ..inputs import accumulation_dtype, check_reset, check_shape, drop_idle
+from ..inputs import accumulation_dtype, check_devices, check_floats, check_reset, check_shape, drop_idle
 from .blocked import scan_into
 from .reference import linear_reference, multiply_pairs
 
@@ -58,7 +58,7 @@ def linear_scan(
         input is.
 
     Raises:
-        ValueError: if shapes disagree, or the backend cannot serve the call.
+        ValueError: if shapes or devices disagree, one is no float, or the backend cannot serve the call.
     """
     _check(a, b, initial_state, reset, pairs)
     inputs = (a, b) if initial_state is None else (a, b, initial_state)
@@ -88,7 +88,14 @@ def linear_scan_step(a: Tensor, b: Tensor, state: Tensor, *, pairs: bool = False
 
     Returns:
         The new state in the dtype of `b`; no view of `state`.
+
+    Raises:
+        ValueError: if shapes or devices disagree, or one is no float.
     """
+    check_shape("b", b, tuple(state.shape))
+    if not _fits(a, b, pairs):
+        raise ValueError(f"a has shape {tuple(a.shape)}; give one that broadcasts to b, {tuple(b.shape)}")
+    check_floats(state=state, a=a, b=b)
     factors, terms = a.to(state.dtype), b.to(state.dtype)
     h = (multiply_pairs(factors, state) if pairs else factors * state) + terms
     state.copy_(h)
@@ -246,15 +253,22 @@ def _numbers(x: Tensor, pairs: bool) -> Tensor:
     return torch.view_as_complex(x if aligned else x.clone(memory_format=torch.contiguous_format))
 
 
+def _fits(a: Tensor, b: Tensor, pairs: bool) -> bool:
+    """Whether `a` broadcasts to `b`."""
+    if a.dim() > b.dim() or (pairs and (a.dim() == 0 or a.shape[-1] != 2)):
+        return False
+    return all(one in (1, other) for one, other in zip(a.shape, b.shape[b.dim() - a.dim() :], strict=True))
+
+
 def _check(a: Tensor, b: Tensor, initial_state: Tensor | None, reset: Tensor | None, pairs: bool) -> None:
     wanted = "[B, L, D, 2]" if pairs else "[B, L, D]"
     if b.dim() != (4 if pairs else 3) or b.shape[1] < 1 or (pairs and b.shape[-1] != 2):
         raise ValueError(f"b has shape {tuple(b.shape)}; give {wanted} with L >= 1")
     if not (a.is_floating_point() and b.is_floating_point()):
         raise ValueError(f"a is {a.dtype} and b is {b.dtype}; give floating dtypes (complex numbers with pairs=True)")
-    trailing = tuple(b.shape[b.dim() - a.dim() :])
-    fits = a.dim() <= b.dim() and all(one in (1, other) for one, other in zip(a.shape, trailing, strict=True))
-    if not fits or (pairs and (a.dim() == 0 or a.shape[-1] != 2)):
+    if not _fits(a, b, pairs):
         raise ValueError(f"a has shape {tuple(a.shape)}; give one that broadcasts to b, {tuple(b.shape)}")
     check_shape("initial_state", initial_state, (b.shape[0], *b.shape[2:]))
     check_reset(reset, b.shape[0], b.shape[1])
+    check_floats(b=b, a=a, initial_state=initial_state)
+    check_devices(b=b, reset=reset)

@@ -11,9 +11,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..dispatch import choose, missing, triton_refusal
+from ..dispatch import choose, triton_refusal, triton_unasked
 from ..external import WindowCall, mamba_ssm_scan, selective_scan_refusal
-from ..inputs import accumulation_dtype, check_reset, check_shape, without_autocast
+from ..inputs import accumulation_dtype, check_devices, check_floats, check_reset, check_shape, without_autocast
 from .reference import selective_reference
 from .selective_ops import launch_step, triton_scan, triton_step
 from .tiled import tiled_scan
@@ -77,7 +77,7 @@ def selective_scan(
         or float64 if an input is.
 
     Raises:
-        ValueError: if shapes disagree, or the backend cannot serve the call.
+        ValueError: if shapes or devices disagree, one is no float, or the backend cannot serve the call.
 
     Source: Gu & Dao (2023).
     """
@@ -133,7 +133,11 @@ def selective_scan_step(
 
     Returns:
         `y` `[B, D]` in the dtype of `u`.
+
+    Raises:
+        ValueError: if shapes or devices disagree, or one is no float.
     """
+    _check_step(u, delta, A, B, C, D, z, delta_bias, state)
     if _step_by_triton(u, delta, A, B, C, state, D, z, delta_bias):
         # To call an operator takes longer than the kernel; it is there to be traced.
         step = triton_step if torch.compiler.is_compiling() else launch_step
@@ -149,7 +153,7 @@ def selective_scan_step(
 
 
 def _step_by_triton(*given: Tensor | None) -> bool:
-    if given[0] is None or given[0].device.type != "cuda" or missing("triton") is not None:
+    if given[0] is None or given[0].device.type != "cuda" or not triton_unasked():
         return False
     return triton_refusal("cuda", *[x.dtype for x in given if x is not None]) is None
 
@@ -179,8 +183,8 @@ def _check(
     if u.dim() != 3 or u.shape[1] < 1:
         raise ValueError(f"u has shape {tuple(u.shape)}; give [B, L, D] with L >= 1")
     batch, length, channels = u.shape
-    if A.dim() != 2 or A.shape[0] != channels:
-        raise ValueError(f"A has shape {tuple(A.shape)}; give [D, N] with D={channels}")
+    if A.dim() != 2 or A.shape[0] != channels or A.shape[1] < 1:
+        raise ValueError(f"A has shape {tuple(A.shape)}; give [D, N] with D={channels} and N >= 1")
     states = A.shape[1]
     check_shape("delta", delta, (batch, length, channels))
     check_shape("B", B, (batch, length, states))
@@ -190,3 +194,30 @@ def _check(
     check_shape("delta_bias", delta_bias, (channels,))
     check_shape("initial_state", initial_state, (batch, channels, states))
     check_reset(reset, batch, length)
+    check_floats(u=u, delta=delta, A=A, B=B, C=C, D=D, z=z, delta_bias=delta_bias, initial_state=initial_state)
+    check_devices(u=u, reset=reset)
+
+
+def _check_step(
+    u: Tensor,
+    delta: Tensor,
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    D: Tensor | None,
+    z: Tensor | None,
+    delta_bias: Tensor | None,
+    state: Tensor,
+) -> None:
+    if state.dim() != 3:
+        raise ValueError(f"state has shape {tuple(state.shape)}; give [B, D, N]")
+    batch, channels, states = state.shape
+    check_shape("u", u, (batch, channels))
+    check_shape("delta", delta, (batch, channels))
+    check_shape("A", A, (channels, states))
+    check_shape("B", B, (batch, states))
+    check_shape("C", C, (batch, states))
+    check_shape("D", D, (channels,))
+    check_shape("z", z, (batch, channels))
+    check_shape("delta_bias", delta_bias, (channels,))
+    check_floats(state=state, u=u, delta=delta, A=A, B=B, C=C, D=D, z=z, delta_bias=delta_bias)

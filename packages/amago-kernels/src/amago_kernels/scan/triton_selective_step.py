@@ -65,6 +65,8 @@ def step_kernel(
     if SOFTPLUS:
         steps = softplus(steps)
     h = tl.exp(steps[:, None] * rates) * h + (steps * inputs)[:, None] * maps_in[None, :]
+    # Small states lie in several warps at once: all of them have read before one writes.
+    tl.debug_barrier()
     tl.store(place, h.to(state.dtype.element_ty), mask=alive)
     out = tl.sum(h * maps_out[None, :], axis=1)
     if skip is not None:

@@ -16,9 +16,9 @@ from __future__ import annotations
 from torch import Tensor
 
 from ..dispatch import choose
-from .call import CANDIDATES, check, check_sigma, describe
+from .call import CANDIDATES, check, describe
 from .fused import fused_cross_entropy, wide_dtype
-from .labels import Transform, hl_gauss_labels, symexp, symlog, two_hot_labels
+from .labels import Transform, check_sigma, hl_gauss_labels, symexp, symlog, two_hot_labels
 from .operators import triton_cross_entropy
 
 __all__ = [

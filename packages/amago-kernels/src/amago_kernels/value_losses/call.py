@@ -13,7 +13,8 @@ import torch
 from torch import Tensor
 
 from ..dispatch import triton_refusal
-from .labels import Transform
+from ..inputs import check_devices
+from .labels import Transform, check_bins, check_transform
 
 # What Triton kernels are written for: bins, and runs of axes that target and logits share or do not.
 _MOST_BINS = 1024
@@ -105,42 +106,18 @@ def check(logits: Tensor, target: Tensor, support: Tensor, transform: Transform)
     Raises:
         ValueError: if an argument is not allowed.
     """
-    if transform not in ("symlog", None):
-        raise ValueError(f"transform={transform!r} is not allowed; give 'symlog' or None")
+    check_transform(transform)
     if not logits.is_floating_point() or logits.dim() < 1:
         raise ValueError(f"logits is {logits.dtype} {tuple(logits.shape)}; give a floating dtype and [..., N]")
     if support.dim() != 1 or support.shape[0] < 2 or support.shape[0] != logits.shape[-1]:
         raise ValueError(
             f"support has shape {tuple(support.shape)} and logits {tuple(logits.shape)}; give [N] and [..., N], N >= 2"
         )
-    for name, tensor in (("target", target), ("support", support)):
-        if tensor.device != logits.device:
-            raise ValueError(f"{name} is on {tensor.device} and logits on {logits.device}; give one device")
+    if target.is_complex() or support.is_complex():
+        raise ValueError(f"target is {target.dtype} and support {support.dtype}; give real dtypes")
+    check_devices(logits=logits, target=target, support=support)
     lead = logits.shape[:-1]
     padded = padded_shape(target.shape, len(lead))
     if len(padded) != len(lead) or any(ours not in (1, theirs) for ours, theirs in zip(padded, lead, strict=True)):
         raise ValueError(f"target has shape {tuple(target.shape)}, which does not broadcast to {tuple(lead)}")
-    if support.device.type == "cpu" and not torch.compiler.is_compiling():
-        _check_bins(support)
-
-
-def _check_bins(support: Tensor) -> None:
-    # Distances are finite and positive exactly if the bins are finite and ascend; NaN compares False.
-    gaps = support.detach().diff()
-    if bool(((gaps > 0) & (gaps < math.inf)).all()):
-        return
-    wrong = "does not ascend" if bool(support.isfinite().all()) else "is not finite"
-    raise ValueError(f"support {wrong}: {support.tolist()}; give finite, ascending bin centres")
-
-
-def check_sigma(sigma: float) -> None:
-    """Refuses a standard deviation that is none.
-
-    Args:
-        sigma: the argument.
-
-    Raises:
-        ValueError: if it is not a finite number > 0.
-    """
-    if isinstance(sigma, bool) or not isinstance(sigma, (int, float)) or not 0.0 < sigma < math.inf:
-        raise ValueError(f"sigma={sigma!r} is not allowed; give a finite number > 0")
+    check_bins(support)

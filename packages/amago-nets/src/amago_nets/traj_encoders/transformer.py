@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from amago_kernels import plan_decode, reset_lanes
+from amago_kernels.dispatch import OPERATIONS
 
 from ..attention import Rotary
 from ..kv_cache import Prefill, TransformerState
@@ -175,9 +176,10 @@ class TransformerConfig(TrajEncoderConfig):
             later); they come on top of `max_seq_len` and `window`.
         sink_bias: added to the scaled scores of these timesteps.
         logit_clip: scaled scores are clamped to `[-logit_clip, logit_clip]`, after the bias; None is no clamp.
-        attention_backend: backend of `amago_kernels.attention` for windows: "auto", "reference", "sdpa" or "flash".
-            "flash" needs the flash-attn package, bfloat16 or float16 on a CUDA device (`module.to(torch.bfloat16)` or
-            `torch.autocast`), and serves windows without resets and without a state; no `sink`, no `logit_clip`.
+        attention_backend: backend of `amago_kernels.attention` for windows: "auto", "reference", "sdpa",
+            "triton" or "flex" (neither with `dropout_attn`), or "flash". "flash" needs the flash-attn package, bfloat16
+            or float16 on a CUDA device (`module.to(torch.bfloat16)` or `torch.autocast`), and serves windows without
+            resets and without a state; no `sink`, no `logit_clip`.
     """
 
     d_model: int = 256
@@ -227,6 +229,7 @@ class TransformerConfig(TrajEncoderConfig):
         check_choice("activation", self.activation, ACTIVATIONS)
         check_choice("norm", self.norm, NORMS)
         check_choice("positions", self.positions, POSITIONS)
+        check_choice("attention_backend", self.attention_backend, ("auto", *OPERATIONS["attention"]))
         if self.d_model % self.n_heads:
             raise ValueError(f"d_model={self.d_model} is not allowed with n_heads={self.n_heads}; give a multiple")
         if self.positions == "fixed" and self.d_model % 2:
