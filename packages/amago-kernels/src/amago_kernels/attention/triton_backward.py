@@ -12,9 +12,9 @@ import triton
 from torch import Tensor
 
 from ..tuning import on_device
-from .triton_keys import key_kernels
+from .triton_backward_keys import key_kernels
+from .triton_backward_queries import query_kernels
 from .triton_launch import built_variants, kind_of, options_of, rows_of, strides_of
-from .triton_queries import query_kernels
 
 if TYPE_CHECKING:
     from ..builds import Build
