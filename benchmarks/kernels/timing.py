@@ -14,8 +14,9 @@ from torch.profiler import ProfilerActivity, profile
 
 Step = Callable[[], object]
 
-# More than any second-level cache holds; writing it takes long enough for the host to hand over a short call.
+# More than any second-level cache holds, written so often that the host hands over a whole training step meanwhile.
 _FLUSH_BYTES = 1 << 28
+_FLUSHES = 5
 _FEWEST, _SLOW_FEWEST = 20, 5
 # Calls beyond this many milliseconds may be repeated fewer times.
 _SLOW_MS = 50.0
@@ -76,8 +77,8 @@ class Clock:
     def once(self, step: Step, restore: Step = lambda: None) -> float:
         """One call.
 
-        Every call begins on an idle device behind a write of 256 MiB, which takes about 0.1 ms on a large GPU: what the
-        host needs beyond that to start a call counts.
+        Every call begins on an idle device behind five writes of 256 MiB, which take about 0.5 ms on a large GPU: what
+        the host needs beyond that to start a call counts, what it needs until then does not.
 
         Args:
             step: what to time.
@@ -93,7 +94,8 @@ class Clock:
             return 1e3 * (time.perf_counter() - start)
         begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
         torch.cuda.synchronize()
-        self._flushed.zero_()
+        for _ in range(_FLUSHES):
+            self._flushed.zero_()
         begin.record()
         step()
         end.record()
