@@ -111,7 +111,8 @@ def test_every_configuration(monkeypatch, device, kind, number, name):
     kernels = (FORWARD.forward_kernels[kind], BACKWARD.query_kernels[kind], BACKWARD.key_kernels[kind])
     for kernel in kernels:
         monkeypatch.setattr(kernel, "configs", [kernel.configs[min(number, len(kernel.configs) - 1)]])
-    dtype, size = {"half": (torch.float16, 24), "long": (torch.float16, 72), "single": (torch.float32, 24)}[kind]
+    dtype = torch.float16 if kind in ("half", "long") else torch.float32
+    size = 24 if kind in ("half", "single") else 72
     qkv = make_qkv((1, 130, 1, size), dtype, device)
     assert LAUNCH.kind_of(qkv[:, :, 0]) == kind
     reset = make_reset("some", 1, 130, share=0.02, device=device)

@@ -203,4 +203,5 @@ key_kernels = {
     )(_key_kernel),
     "long": tuned([config(8, 2, BLOCK_M=32, BLOCK_N=64), config(8, 2, BLOCK_M=64, BLOCK_N=64)], key=KEY)(_key_kernel),
     "single": tuned([config(4, 1, BLOCK_M=32, BLOCK_N=32), config(8, 2, BLOCK_M=32, BLOCK_N=32)], key=KEY)(_key_kernel),
+    "wide": tuned([config(8, 1, BLOCK_M=32, BLOCK_N=16), config(4, 1, BLOCK_M=16, BLOCK_N=16)], key=KEY)(_key_kernel),
 }

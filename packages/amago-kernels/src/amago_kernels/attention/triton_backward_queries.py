@@ -202,4 +202,5 @@ query_kernels = {
     "single": tuned([config(8, 2, BLOCK_M=32, BLOCK_N=32), config(4, 2, BLOCK_M=32, BLOCK_N=16)], key=KEY)(
         _query_kernel
     ),
+    "wide": tuned([config(8, 2, BLOCK_M=32, BLOCK_N=16), config(4, 2, BLOCK_M=16, BLOCK_N=16)], key=KEY)(_query_kernel),
 }

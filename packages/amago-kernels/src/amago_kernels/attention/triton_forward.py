@@ -229,6 +229,9 @@ forward_kernels = {
     "single": tuned([config(4, 2, BLOCK_M=32, BLOCK_N=32), config(8, 2, BLOCK_M=64, BLOCK_N=32)], key=KEY)(
         _forward_kernel
     ),
+    "wide": tuned([config(4, 2, BLOCK_M=16, BLOCK_N=16), config(4, 2, BLOCK_M=32, BLOCK_N=32)], key=KEY)(
+        _forward_kernel
+    ),
 }
 
 

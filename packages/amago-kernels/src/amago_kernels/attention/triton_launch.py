@@ -103,11 +103,12 @@ def kind_of(x: Tensor) -> str:
         x: `[B, L, H, E]`.
 
     Returns:
-        "half" for two bytes per number, "long" for these with heads beyond 64, "single" for four.
+        "half" for two bytes per number and "single" for four; with heads beyond 64 "long" and "wide".
     """
+    small = x.shape[3] <= 64
     if x.element_size() > 2:
-        return "single"
-    return "half" if x.shape[3] <= 64 else "long"
+        return "single" if small else "wide"
+    return "half" if small else "long"
 
 
 def options_of(
@@ -182,6 +183,7 @@ def built_variants(tensors: Sequence[str]) -> Iterator[tuple[str, Tensor, dict[s
         ("bf16 E=32 reset window", torch.bfloat16, 32, 256, True),
         ("fp32 E=64", torch.float32, 64, None, False),
         ("bf16 E=128", torch.bfloat16, 128, None, False),
+        ("fp32 E=128", torch.float32, 128, None, False),
     ):
         q = torch.empty(32, 1024, 3, 8, size, dtype=dtype, device="meta")[:, :, 0]
         arguments = options_of(q, resets, True, window, 0, 0.0, None, size**-0.5)
