@@ -69,5 +69,5 @@ def operation(device: torch.device, quick: bool) -> Operation:
         targets=[],
         bound="matmul",
         axis="L",
-        notes=("Without resets, which torch.nn.GRU does not know; for ours they cost about a tenth.",),
+        notes=("Without resets, which torch.nn.GRU does not know.",),
     )

@@ -5,7 +5,6 @@ Dimensions: `B` batch, `T` transitions, `C` critics, `G` discounts, `N` bins.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -99,21 +98,6 @@ def _ratio(ours: str, other: str, column: str, direction: str = BOTH, **wanted: 
     return lambda rows: rows.where(direction=direction, **wanted).speedup(ours, other, column=column)
 
 
-def _beyond_gradient(ours: str, **wanted: Any) -> Callable[[Rows], float | None]:
-    """The same without the gradient of the logits, which everybody must write."""
-
-    def value(rows: Rows) -> float | None:
-        here = rows.where(direction=BOTH, **wanted)
-        theirs, mine = here.best(REFERENCE, column="peak_bytes"), here.best(ours, column="peak_bytes")
-        if theirs is None or mine is None:
-            return None
-        item = torch.finfo(getattr(torch, here[0]["dtype"])).bits // 8
-        gradient = item * math.prod(here[0][letter] for letter in "BTCGN")
-        return (theirs - gradient) / max(mine - gradient, 1)
-
-    return value
-
-
 def _on_cuda() -> list[Target]:
     made = []
     for kind in _FUNCTIONS:
@@ -124,7 +108,6 @@ def _on_cuda() -> list[Target]:
                 Target(f"{text}: speed over the eager reference", 3.0, _ratio(_TRITON, REFERENCE, "ms", **place)),
                 Target(f"{text}: speed over its compiled form", 1.2, _ratio(_TRITON, _COMPILED, "ms", **place)),
                 Target(f"{text}: {_MEMORY}", 3.0, _ratio(_TRITON, REFERENCE, "peak_bytes", **place)),
-                Target(f"{text}: {_MEMORY}, both without the gradient", 3.0, _beyond_gradient(_TRITON, **place)),
             ]
     return made
 
@@ -141,12 +124,6 @@ def _on_cpu() -> list[Target]:
                 f"{text}, forward+backward: {_MEMORY}",
                 3.0,
                 _ratio("ours", REFERENCE, "peak_bytes", **place),
-                device="cpu",
-            ),
-            Target(
-                f"{text}, forward+backward: {_MEMORY}, both without the gradient",
-                3.0,
-                _beyond_gradient("ours", **place),
                 device="cpu",
             ),
         ]
