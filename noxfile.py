@@ -56,6 +56,7 @@ TEST_ENV = {
     "OMP_NUM_THREADS": "1",
     "TORCHINDUCTOR_CACHE_DIR": str(SHARED / "inductor"),
     "TRITON_CACHE_DIR": str(SHARED / "triton"),
+    "NUMBA_CACHE_DIR": str(SHARED / "numba"),
 }
 
 nox.needs_version = ">=2025.2.9"

@@ -3,7 +3,7 @@
 Fixed workload: transformer d_model 128, 2 layers, 4 heads; batch 24, windows of 128 transitions, 5 discrete actions,
 7 discounts, 4 critics; once with full windows and once with windows as MetaFrozenLake makes them (about half padding).
 
-    python benchmarks/learner.py [--threads 2] [--device cpu] [--out results.json]
+    python benchmarks/learner.py [--threads 2] [--device cpu] [--encoders transformer gru mamba ff] [--out results.json]
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from _report import report
 from amago_core.agents import AgentConfig
 from amago_core.learner import Learner, LearnerConfig
 from amago_nets.specs import ActionSpec, ArraySpec
-from amago_nets.traj_encoders import FFConfig, GRUConfig, TransformerConfig
+from amago_nets.traj_encoders import FFConfig, GRUConfig, MambaConfig, TransformerConfig
 from amago_nets.tstep_encoders import FFTstepEncoderConfig
 from amago_offline.datasets import InMemoryDataset
 from amago_offline.schema import Field, Schema, Trajectory
@@ -26,6 +26,7 @@ from amago_offline.schema import Field, Schema, Trajectory
 ENCODERS = {
     "transformer": TransformerConfig(d_model=128, n_layers=2, n_heads=4, d_ff=512),
     "gru": GRUConfig(d_hidden=128, n_layers=2, d_output=128),
+    "mamba": MambaConfig(d_model=128, n_layers=2),
     "ff": FFConfig(d_model=128, n_layers=2),
 }
 
@@ -98,6 +99,7 @@ def main() -> None:
     parser.add_argument("--batch-size", type=int, default=24)
     parser.add_argument("--warmup", type=int, default=3)
     parser.add_argument("--updates", type=int, default=20)
+    parser.add_argument("--encoders", nargs="+", choices=ENCODERS, default=list(ENCODERS))
     parser.add_argument("--out")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
@@ -105,7 +107,7 @@ def main() -> None:
     varied = np.random.default_rng(1).integers(args.length // 8, args.length, 1024)
     rows = [
         {"windows": name, **measure(encoder, lengths, args)}
-        for encoder in ENCODERS
+        for encoder in args.encoders
         for name, lengths in (("full", full), ("varied", varied))
     ]
     report("learner", rows, args.out, settings=vars(args))

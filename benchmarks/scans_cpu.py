@@ -4,8 +4,8 @@ Every line is beside its reference, a loop that unbinds its inputs once; small l
 that indexes `a[:, t]`, as one writes it first, and whose backward pass is quadratic in the length. Every output and
 every gradient is compared with the reference first; where they disagree the script stops and reports nothing.
 Sides take turns, call by call, and the median is reported; a side that has used up its seconds sits the rest out.
-For linear recurrences `floor_ms` is what memory alone takes: the three elementwise passes over fresh outputs (states,
-and the gradients of factors and terms) that no algorithm gets below. It bounds the speedup of wide shapes.
+For linear recurrences `floor_ms` is what memory alone takes, in turn with the others: three elementwise passes over
+fresh outputs (states, and the gradients of factors and terms). It bounds the speedup of wide shapes.
 
     python benchmarks/scans_cpu.py [--threads 1] [--repeats 15] [--seconds 5] [--out results.json]
 """
@@ -15,13 +15,14 @@ from __future__ import annotations
 import argparse
 import time
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
 from _report import report
 from torch import Tensor
 
-from amago_kernels import causal_conv1d, linear_scan, selective_scan
+from amago_kernels import available, causal_conv1d, linear_scan, selective_scan
 from amago_kernels.testing import error_ratio
 
 TOLERANCE = 1e-4
@@ -40,6 +41,11 @@ def indexing_loop(a: Tensor, b: Tensor, state: Tensor, pairs: bool) -> Tensor:
     return torch.view_as_real(h) if pairs else h
 
 
+def backends(operation: str) -> list[str]:
+    """Those of ours that run on a CPU, the reference first."""
+    return [name for name in available()[operation] if name in ("reference", "blocked", "numba")]
+
+
 def agree(operation: str, sides: Sides, inputs: list[Tensor], weight: Tensor) -> dict[str, float]:
     """Largest relative errors to the reference, gradients included; refuses to go on if one is too large."""
     results = {}
@@ -56,15 +62,16 @@ def agree(operation: str, sides: Sides, inputs: list[Tensor], weight: Tensor) ->
     return errors
 
 
-def median_ms(sides: Sides, run: Callable[[Callable[..., Tensor]], Any], args: argparse.Namespace) -> dict[str, float]:
-    """Medians of sides that take turns, for as long as each has seconds left."""
-    times: dict[str, list[float]] = {name: [] for name in sides}
+def median_ms(calls: dict[str, Callable[[], Any]], args: argparse.Namespace) -> dict[str, float]:
+    """Medians of calls that take turns, for as long as each has seconds left."""
+    times: dict[str, list[float]] = {name: [] for name in calls}
     for _ in range(args.repeats):
-        for name, side in sides.items():
+        for name, call in calls.items():
             if sum(times[name]) < args.seconds:
                 start = time.perf_counter()
-                run(side)
+                result = call()
                 times[name].append(time.perf_counter() - start)
+                del result
     return {name: 1e3 * sorted(values)[len(values) // 2] for name, values in times.items()}
 
 
@@ -81,10 +88,14 @@ def compare(
     with torch.no_grad():
         weight = torch.randn_like(sides["reference"](*inputs))
     errors = agree(f"{operation} {shape}", sides, inputs, weight)
+
+    def differentiate(side: Callable[..., Tensor]) -> tuple[Tensor, ...]:
+        return torch.autograd.grad(side(*inputs), inputs, weight)
+
     with torch.no_grad():
-        forward = median_ms(sides, lambda side: side(*inputs), args)
-        floor_ms = None if floor is None else median_ms({"floor": floor}, lambda side: side(), args)["floor"]
-    both = median_ms(sides, lambda side: torch.autograd.grad(side(*inputs), inputs, weight), args)
+        forward = median_ms({name: partial(side, *inputs) for name, side in sides.items()}, args)
+    calls: dict[str, Callable[[], Any]] = {name: partial(differentiate, side) for name, side in sides.items()}
+    both = median_ms(calls if floor is None else {**calls, "floor": floor}, args)
     return [
         {
             "operation": operation,
@@ -94,7 +105,7 @@ def compare(
             "forward_speedup": forward["reference"] / forward[name],
             "forward_backward_ms": both[name],
             "forward_backward_speedup": both["reference"] / both[name],
-            "floor_ms": floor_ms,
+            "floor_ms": both.get("floor"),
             "error": errors[name],
         }
         for name in sides
@@ -110,7 +121,7 @@ def bench_linear(shape: tuple[int, int, int], pairs: bool, args: argparse.Namesp
     def side(backend: str) -> Callable[..., Tensor]:
         return lambda a, b, state: linear_scan(a, b, initial_state=state, pairs=pairs, backend=backend)[0]
 
-    sides: Sides = {name: side(name) for name in ("reference", "blocked")}
+    sides: Sides = {name: side(name) for name in backends("linear_scan")}
     if batch * channels <= 512:
         sides["by hand: loop over a[:, t]"] = lambda a, b, state: indexing_loop(a, b, state, pairs)
     a, b = (torch.view_as_complex(x) if pairs else x for x in inputs[:2])
@@ -134,7 +145,7 @@ def bench_selective(shape: tuple[int, int, int, int], args: argparse.Namespace) 
             u, delta, A, B, C, D=D, z=z, delta_softplus=True, backend=backend
         )[0]
 
-    sides: Sides = {name: side(name) for name in ("reference", "blocked")}
+    sides: Sides = {name: side(name) for name in backends("selective_scan")}
     return compare("selective_scan", f"B{batch} L{length} D{channels} N{states}", sides, inputs, args)
 
 
@@ -168,7 +179,8 @@ def main() -> None:
         for batch in (1, 8, 32):
             for channels in (8, 64, 256):
                 rows += bench_linear((batch, 512, channels), pairs, args)
-    for selective in ((2, 64, 64, 8), (8, 128, 512, 16), (24, 128, 256, 16)):
+    selectives = [(2, 512, 32, 8), (2, 512, 128, 16), (8, 512, 256, 16), (8, 128, 512, 16), (24, 128, 256, 16)]
+    for selective in selectives:
         rows += bench_selective(selective, args)
     for conv in ((2, 64, 64, 4), (24, 128, 512, 4)):
         rows += bench_conv(conv, args)

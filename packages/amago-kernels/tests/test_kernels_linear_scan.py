@@ -181,16 +181,17 @@ def test_by_hand(backend):
 
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("pairs", [False, True])
-def test_registration(pairs):
+@pytest.mark.parametrize("by_numba", [False, "numba" in BACKENDS])
+def test_registration(by_numba, pairs):
     a, b, state = (x.float().requires_grad_() for x in make_inputs(2, 20, 3, pairs))
     reset = make_reset("some", 2, 20)
-    arguments = (a, b, state, reset, pairs)
+    arguments = (a, b, state, reset, pairs, by_numba)
     torch.library.opcheck(torch.ops.amago_kernels.linear_scan.default, arguments)
-    torch.library.opcheck(torch.ops.amago_kernels.linear_scan.default, (*arguments[:3], None, pairs))
+    torch.library.opcheck(torch.ops.amago_kernels.linear_scan.default, (*arguments[:3], None, *arguments[4:]))
     h, last = (x.detach() for x in torch.ops.amago_kernels.linear_scan(*arguments))
     torch.library.opcheck(
         torch.ops.amago_kernels.linear_scan_backward.default,
-        (torch.randn_like(h), torch.randn_like(last), a.detach(), h, state.detach(), reset, pairs),
+        (torch.randn_like(h), torch.randn_like(last), a.detach(), h, state.detach(), reset, pairs, by_numba),
     )
 
 

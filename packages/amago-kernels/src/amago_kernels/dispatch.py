@@ -17,6 +17,11 @@ import torch
 # Triton decides when it is imported; a constant is what torch.compile can trace.
 INTERPRETING = os.environ.get("TRITON_INTERPRET", "0") == "1"
 _AUTO_TRITON = os.environ.get("AMAGO_KERNELS_TRITON", "1") != "0"
+_AUTO_NUMBA = os.environ.get("AMAGO_KERNELS_NUMBA", "1") != "0"
+# Nobody imports Numba before it is needed, and torch.compile cannot trace a search on disk.
+_NUMBA_FOUND = importlib.util.find_spec("numba") is not None
+# Numba's own switch: its kernels would run as Python, ten thousand times slower.
+_NUMBA_DISABLED = os.environ.get("NUMBA_DISABLE_JIT", "0") not in ("", "0")
 _OLDEST_CAPABILITY = (8, 0)
 _TRITON_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
@@ -29,15 +34,16 @@ OPERATIONS: dict[str, tuple[str, ...]] = {
     "decode_attention": ("reference", "matmul", "sdpa", "triton"),
     "discounted_returns": ("reference", "blocked", "triton"),
     "gru_layer": ("reference", "fused"),
-    "hl_gauss_cross_entropy": ("reference", "fused", "triton"),
+    "hl_gauss_cross_entropy": ("reference", "fused", "numba", "triton"),
     "lambda_returns": ("reference", "blocked", "triton"),
     "lstm_layer": ("reference", "fused"),
-    "linear_scan": ("reference", "blocked", "triton"),
+    "linear_scan": ("reference", "blocked", "numba", "triton"),
     "n_step_targets": ("reference", "fused", "triton"),
-    "selective_scan": ("reference", "blocked", "triton", "mamba_ssm"),
-    "two_hot_cross_entropy": ("reference", "fused", "triton"),
+    "selective_scan": ("reference", "blocked", "numba", "triton", "mamba_ssm"),
+    "two_hot_cross_entropy": ("reference", "fused", "numba", "triton"),
 }
 _PACKAGES = {
+    "numba": ("numba", "numba"),
     "triton": ("triton", "triton"),
     "flash": ("flash_attn", "flash"),
     "mamba_ssm": ("mamba_ssm", "mamba"),
@@ -50,11 +56,14 @@ def available() -> dict[str, tuple[str, ...]]:
 
     Returns:
         Operation name to backend names; "auto" is always allowed and not listed. "triton" is listed where the package
-        is installed and there is a CUDA device, or Triton's interpreter is on.
+        is installed and there is a CUDA device, or Triton's interpreter is on; "numba" where the package is installed
+        and its compiler not switched off.
     """
-    without_triton = not (INTERPRETING or torch.cuda.is_available())
+    idle = {"triton"} if not (INTERPRETING or torch.cuda.is_available()) else set()
+    if _NUMBA_DISABLED:
+        idle.add("numba")
     return {
-        name: tuple(b for b in backends if missing(b) is None and not (b == "triton" and without_triton))
+        name: tuple(backend for backend in backends if missing(backend) is None and backend not in idle)
         for name, backends in OPERATIONS.items()
     }
 
@@ -69,8 +78,12 @@ def missing(backend: str) -> str | None:
         The reason, or None if it lacks nothing.
     """
     module, extra = _PACKAGES.get(backend, ("", ""))
-    # Looking among the imported modules first is what torch.compile can trace; the search on disk is not.
-    if module and module not in sys.modules and importlib.util.find_spec(module) is None:
+    if backend == "numba":
+        found = _NUMBA_FOUND
+    else:
+        # Looking among the imported modules first is what torch.compile can trace; the search on disk is not.
+        found = not module or module in sys.modules or importlib.util.find_spec(module) is not None
+    if not found:
         return f"{module} is not installed (pip install 'amago-kernels[{extra}]')"
     return None
 
@@ -100,6 +113,27 @@ def triton_refusal(device_type: str, *dtypes: torch.dtype) -> str | None:
     return None
 
 
+def numba_refusal(device_type: str) -> str | None:
+    """Says why kernels that Numba compiles cannot serve inputs.
+
+    Args:
+        device_type: where they are, for example "cpu".
+
+    Returns:
+        The reason, or None.
+    """
+    if device_type != "cpu":
+        return f"Numba's kernels run on the CPU, and the input is on {device_type}"
+    if _NUMBA_DISABLED:
+        return "NUMBA_DISABLE_JIT is set, and without its compiler Numba is slower than the reference"
+    return None
+
+
+def numba_unasked() -> bool:
+    """Whether "auto" may take Numba: where it is installed and users do not forbid it."""
+    return _AUTO_NUMBA and _NUMBA_FOUND
+
+
 def triton_unasked() -> bool:
     """Whether "auto" may take Triton: not in its interpreter, which is there to debug, nor where users forbid it."""
     return _AUTO_TRITON and not INTERPRETING and missing("triton") is None
@@ -122,7 +156,7 @@ def choose(operation: str, backend: str, call: CallT, candidates: Mapping[str, C
     """
     if backend == "auto":
         for name, refusal in candidates.items():
-            if refusal(call) is None and (name != "triton" or triton_unasked()):
+            if refusal(call) is None and _unasked(name):
                 return name
         raise ValueError(f"backend='auto': none of {sorted(candidates)} can serve this {operation} call")
     if backend not in OPERATIONS[operation]:
@@ -135,3 +169,9 @@ def choose(operation: str, backend: str, call: CallT, candidates: Mapping[str, C
         usable = [name for name, refusal in candidates.items() if missing(name) is None and refusal(call) is None]
         raise ValueError(f"backend={backend!r} cannot serve this {operation} call: {reason}; these can: {usable}")
     return backend
+
+
+def _unasked(backend: str) -> bool:
+    if backend == "triton":
+        return triton_unasked()
+    return backend != "numba" or numba_unasked()

@@ -11,12 +11,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..dispatch import choose, triton_refusal
+from ..dispatch import choose, numba_refusal, triton_refusal
 from ..inputs import accumulation_dtype, check_devices, check_floats, check_reset, check_shape, drop_idle
 from .blocked import scan_into
 from .reference import linear_reference, multiply_pairs
 
 _Inputs = tuple[Tensor, ...]
+
+
+def _numba_refusal(inputs: _Inputs) -> str | None:
+    return numba_refusal(next((x.device.type for x in inputs if x.device.type != "cpu"), "cpu"))
 
 
 def _triton_refusal(inputs: _Inputs) -> str | None:
@@ -26,6 +30,7 @@ def _triton_refusal(inputs: _Inputs) -> str | None:
 
 _CANDIDATES: dict[str, Callable[[_Inputs], str | None]] = {
     "triton": _triton_refusal,
+    "numba": _numba_refusal,
     "blocked": lambda inputs: None,
     "reference": lambda inputs: None,
 }
@@ -50,8 +55,8 @@ def linear_scan(
         pairs: numbers are complex, (real, imaginary) on a last axis of 2 that every tensor but `reset` has, as
             `torch.view_as_real` makes it.
         backend: "auto", "reference", "blocked", which differentiates by one more scan and joins timesteps to blocks
-            where there is little to do per timestep, or "triton", which touches memory once per direction and takes
-            no float64.
+            where there is little to do per timestep, "numba", which touches memory once per direction, on the CPU, or
+            "triton", which does so on CUDA devices and takes no float64.
 
     Returns:
         States like `b`, and the last one, `[B, D]`, in the dtype that was computed in: float32, or float64 if an
@@ -68,11 +73,11 @@ def linear_scan(
     dtype = accumulation_dtype(*inputs)
     state = torch.zeros_like(b[:, 0], dtype=dtype) if initial_state is None else initial_state.to(dtype)
     factors = a.to(dtype).expand(b.shape)
-    if chosen == "blocked":
-        h, last = _scan(factors, b.to(dtype), state, reset, pairs)
-    else:
+    if chosen == "reference":
         h = linear_reference(factors, b.to(dtype), state, reset, pairs)
         last = h[:, -1].clone()
+    else:
+        h, last = _scan(factors, b.to(dtype), state, reset, pairs, chosen == "numba")
     return h.to(b.dtype), last
 
 
@@ -105,18 +110,25 @@ def linear_scan_step(a: Tensor, b: Tensor, state: Tensor, *, pairs: bool = False
 @torch.library.custom_op(
     "amago_kernels::linear_scan",
     mutates_args=(),
-    schema="(Tensor a, Tensor b, Tensor state, Tensor? reset, bool pairs) -> (Tensor, Tensor)",
+    schema="(Tensor a, Tensor b, Tensor state, Tensor? reset, bool pairs, bool by_numba) -> (Tensor, Tensor)",
 )
-def _scan(a: Tensor, b: Tensor, state: Tensor, reset: Tensor | None, pairs: bool) -> tuple[Tensor, Tensor]:
+def _scan(
+    a: Tensor, b: Tensor, state: Tensor, reset: Tensor | None, pairs: bool, by_numba: bool
+) -> tuple[Tensor, Tensor]:
     """All states, and the last one; `a` has the shape of `b`, and every tensor but `reset` the same dtype."""
     out = torch.empty(b.shape, dtype=b.dtype, device=b.device)
-    numbers, factors, terms, before = (_numbers(x, pairs) for x in (out, a, b, state))
-    scan_into(numbers, factors, terms, before, drop_idle(reset))
+    if by_numba:
+        from .numba_linear import scan
+
+        scan(a, b, state, reset, pairs, out)
+    else:
+        numbers, factors, terms, before = (_numbers(x, pairs) for x in (out, a, b, state))
+        scan_into(numbers, factors, terms, before, drop_idle(reset))
     return out, out[:, -1].clone()
 
 
 @_scan.register_fake
-def _(a: Tensor, b: Tensor, state: Tensor, reset: Tensor | None, pairs: bool) -> tuple[Tensor, Tensor]:
+def _(a: Tensor, b: Tensor, state: Tensor, reset: Tensor | None, pairs: bool, by_numba: bool) -> tuple[Tensor, Tensor]:
     h, last = [torch.empty(x.shape, dtype=b.dtype, device=b.device) for x in (b, state)]
     return h, last
 
@@ -124,14 +136,27 @@ def _(a: Tensor, b: Tensor, state: Tensor, reset: Tensor | None, pairs: bool) ->
 @torch.library.custom_op(
     "amago_kernels::linear_scan_backward",
     mutates_args=(),
-    schema="(Tensor grad, Tensor grad_last, Tensor a, Tensor h, Tensor state, Tensor? reset, bool pairs)"
+    schema="(Tensor grad, Tensor grad_last, Tensor a, Tensor h, Tensor state, Tensor? reset, bool pairs, bool by_numba)"
     " -> (Tensor, Tensor, Tensor)",
 )
 def _scan_backward(
-    grad: Tensor, grad_last: Tensor, a: Tensor, h: Tensor, state: Tensor, reset: Tensor | None, pairs: bool
+    grad: Tensor,
+    grad_last: Tensor,
+    a: Tensor,
+    h: Tensor,
+    state: Tensor,
+    reset: Tensor | None,
+    pairs: bool,
+    by_numba: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The gradients of `a`, `b` and the initial state; that of `b` is the scan of `grad` back in time."""
     grads = [torch.empty(x.shape, dtype=h.dtype, device=h.device) for x in (h, h, state)]
+    if by_numba:
+        from .numba_linear import scan_backward
+
+        grads[2].copy_(grad_last)
+        scan_backward(grad, a, h, state, reset, pairs, (grads[0], grads[1], grads[2]))
+        return grads[0], grads[1], grads[2]
     grad_a, grad_b, grad_state = (_numbers(x, pairs) for x in grads)
     grad, grad_last, a, h, state = (_numbers(x, pairs) for x in (grad, grad_last, a, h, state))
     reset = drop_idle(reset)
@@ -155,19 +180,26 @@ def _scan_backward(
 
 @_scan_backward.register_fake
 def _(
-    grad: Tensor, grad_last: Tensor, a: Tensor, h: Tensor, state: Tensor, reset: Tensor | None, pairs: bool
+    grad: Tensor,
+    grad_last: Tensor,
+    a: Tensor,
+    h: Tensor,
+    state: Tensor,
+    reset: Tensor | None,
+    pairs: bool,
+    by_numba: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
     full, first = [torch.empty(x.shape, dtype=h.dtype, device=h.device) for x in (h, state)]
     return full, torch.empty_like(full), first
 
 
 def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
-    a, _, state, reset, ctx.pairs = inputs
+    a, _, state, reset, ctx.pairs, ctx.by_numba = inputs
     ctx.save_for_backward(a, output[0], state, reset)
 
 
 def _differentiate(ctx: Any, grad: Tensor, grad_last: Tensor) -> tuple[Tensor | None, ...]:
-    return *_scan_backward(grad, grad_last, *ctx.saved_tensors, ctx.pairs), None, None
+    return *_scan_backward(grad, grad_last, *ctx.saved_tensors, ctx.pairs, ctx.by_numba), None, None, None
 
 
 _scan.register_autograd(_differentiate, setup_context=_save)

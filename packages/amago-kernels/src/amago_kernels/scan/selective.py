@@ -11,10 +11,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..dispatch import choose, triton_refusal, triton_unasked
+from ..dispatch import choose, numba_refusal, triton_refusal, triton_unasked
 from ..external import WindowCall, mamba_ssm_scan, selective_scan_refusal
 from ..inputs import accumulation_dtype, check_devices, check_floats, check_reset, check_shape, without_autocast
 from .reference import selective_reference
+from .selective_numba_ops import numba_scan
 from .selective_ops import launch_step, triton_scan, triton_step
 from .tiled import tiled_scan
 
@@ -30,6 +31,7 @@ def _triton_refusal(call: WindowCall) -> str | None:
 # "mamba_ssm" comes last, behind one that can always serve: only those who ask for the package get it.
 _CANDIDATES: dict[str, Callable[[WindowCall], str | None]] = {
     "triton": _triton_refusal,
+    "numba": lambda call: numba_refusal(call.device_type),
     "blocked": lambda call: None,
     "reference": lambda call: None,
     "mamba_ssm": selective_scan_refusal,
@@ -69,8 +71,9 @@ def selective_scan(
         initial_state: `[B, D, N]`, the state before the first timestep; zeros by default.
         reset: `[B, L]` bool; True takes the state before that timestep as zero, the initial state included.
         backend: "auto", "reference", "blocked" (never holds all states of a window: the backward pass computes them
-            again), "triton" (the same in one launch each way, up to 256 states per channel), or "mamba_ssm" (that
-            package on CUDA devices, without resets and initial state; its last state carries no gradient).
+            again), "numba" (the same in compiled kernels, on the CPU), "triton" (in one launch each way, up to 256
+            states per channel), or "mamba_ssm" (that package on CUDA devices, without resets and initial state; its
+            last state carries no gradient).
 
     Returns:
         `y` `[B, L, D]` in the dtype of `u`, and the last state `[B, D, N]` in the dtype that was computed in: float32,
@@ -86,8 +89,8 @@ def selective_scan(
     dtypes = tuple(x.dtype for x in given)
     call = WindowCall(u.device.type, u.dtype, initial_state is not None, reset is not None, A.shape[1], dtypes)
     chosen = choose("selective_scan", backend, call, _CANDIDATES)
+    keep = torch.is_grad_enabled() and any(x.requires_grad for x in given)
     if chosen == "triton":
-        keep = torch.is_grad_enabled() and any(x.requires_grad for x in given)
         y, last, _ = triton_scan(u, delta, A, B, C, D, z, delta_bias, initial_state, reset, delta_softplus, keep)
         return y, last
     if chosen == "mamba_ssm":
@@ -97,6 +100,10 @@ def selective_scan(
     if state is None:
         state = torch.zeros(u.shape[0], *A.shape, dtype=dtype, device=u.device)
     wide = u.to(dtype)
+    if chosen == "numba":
+        rest = [None if x is None else x.to(dtype) for x in (delta, A, B, C, D, z, delta_bias, state)]
+        y, last, _ = numba_scan(wide, *rest, reset, delta_softplus, keep)
+        return y.to(u.dtype), last
     sizes = _step_sizes(delta.to(dtype), delta_bias, delta_softplus)
     inputs = (wide, sizes, A.to(dtype), B.to(dtype), C.to(dtype), state.to(dtype), reset)
     y, last = tiled_scan(*inputs)[:2] if chosen == "blocked" else selective_reference(*inputs)

@@ -19,7 +19,7 @@ from ..dispatch import choose
 from .call import CANDIDATES, check, describe
 from .fused import fused_cross_entropy, wide_dtype
 from .labels import Transform, check_sigma, hl_gauss_labels, symexp, symlog, two_hot_labels
-from .operators import triton_cross_entropy
+from .operators import numba_cross_entropy, triton_cross_entropy
 
 __all__ = [
     "Transform",
@@ -46,8 +46,8 @@ def two_hot_cross_entropy(
         support: `[N]` bin centres in transformed units, finite and ascending, evenly spaced or not. Checked on the CPU
             only: elsewhere, looking at them would stall the host.
         transform: "symlog" or None, applied to the targets.
-        backend: "auto", "reference", "fused" or "triton". The last two keep nothing but their inputs for the backward
-            pass.
+        backend: "auto", "reference", "fused", "numba" (on the CPU; not for float16) or "triton". For the backward pass,
+            the last three keep their inputs, and "numba" one number per loss besides.
 
     Returns:
         Losses `[...]` in nats, float32 (float64 for float64 logits).
@@ -60,6 +60,8 @@ def two_hot_cross_entropy(
     chosen = choose("two_hot_cross_entropy", backend, describe(logits, target), CANDIDATES)
     if chosen == "triton":
         return triton_cross_entropy(logits, target, support, transform == "symlog", None)
+    if chosen == "numba":
+        return numba_cross_entropy(logits, target, support, transform == "symlog", None)[0]
     if chosen == "fused":
         return fused_cross_entropy(logits, target, support, transform == "symlog", None)
     wide = wide_dtype(logits)
@@ -87,8 +89,8 @@ def hl_gauss_cross_entropy(
             looking at them would stall the host.
         sigma: standard deviation in transformed units, > 0; 0.75 of the spacing is usual.
         transform: "symlog" or None, applied to the targets.
-        backend: "auto", "reference", "fused" or "triton". The last two keep nothing but their inputs for the backward
-            pass.
+        backend: "auto", "reference", "fused", "numba" (on the CPU; not for float16) or "triton". For the backward pass,
+            the last three keep their inputs, and "numba" one number per loss besides.
 
     Returns:
         Losses `[...]` in nats, float32 (float64 for float64 logits).
@@ -102,6 +104,8 @@ def hl_gauss_cross_entropy(
     chosen = choose("hl_gauss_cross_entropy", backend, describe(logits, target), CANDIDATES)
     if chosen == "triton":
         return triton_cross_entropy(logits, target, support, transform == "symlog", float(sigma))
+    if chosen == "numba":
+        return numba_cross_entropy(logits, target, support, transform == "symlog", float(sigma))[0]
     if chosen == "fused":
         return fused_cross_entropy(logits, target, support, transform == "symlog", float(sigma))
     wide = wide_dtype(logits)

@@ -12,13 +12,14 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ..dispatch import triton_refusal
+from ..dispatch import numba_refusal, triton_refusal
 from ..inputs import check_devices
 from .labels import Transform, check_bins, check_transform
 
 # What Triton kernels are written for: bins, and runs of axes that target and logits share or do not.
 _MOST_BINS = 1024
 _MOST_RUNS = 4
+_NUMBA_DTYPES = (torch.float32, torch.float64, torch.bfloat16)
 
 
 @dataclass(frozen=True)
@@ -66,7 +67,7 @@ def padded_shape(shape: Sequence[int], axes: int) -> tuple[int, ...]:
     return (1,) * (axes - len(shape)) + tuple(shape)
 
 
-def _refusal(call: LossCall) -> str | None:
+def _triton_refusal(call: LossCall) -> str | None:
     refused = triton_refusal(call.device_type, call.dtype)
     if refused is not None:
         return refused
@@ -85,8 +86,15 @@ def _refusal(call: LossCall) -> str | None:
     return None
 
 
+def _numba_refusal(call: LossCall) -> str | None:
+    if call.dtype not in _NUMBA_DTYPES:
+        return f"Numba's kernels take float32, float64 and bfloat16 logits, not {call.dtype}"
+    return numba_refusal(call.device_type)
+
+
 CANDIDATES: dict[str, Callable[[LossCall], str | None]] = {
-    "triton": _refusal,
+    "triton": _triton_refusal,
+    "numba": _numba_refusal,
     "fused": lambda call: None,
     "reference": lambda call: None,
 }

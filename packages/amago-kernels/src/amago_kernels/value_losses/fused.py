@@ -58,12 +58,22 @@ def _make_bins(support: Tensor, use_symlog: bool, sigma: float | None) -> _Bins:
     if sigma is None:
         return _Bins(support, use_symlog, None, 1.0, 0)
     scale, count = 1.0 / (sigma * math.sqrt(2.0)), support.shape[0]
-    if support.device.type == "cpu":
-        reach = min(math.ceil(_REACH[support.dtype] * sigma / float(support.diff().min())), count)
-    else:
-        # Looking at the spacing would be a host sync; all bins are right too.
-        reach = count
+    # Looking at the spacing would be a host sync elsewhere; all bins are right too.
+    reach = label_reach(support, sigma) if support.device.type == "cpu" else count
     return _Bins(support, use_symlog, edges(support) * scale, scale, reach)
+
+
+def label_reach(support: Tensor, sigma: float) -> int:
+    """How far a Gaussian label goes.
+
+    Args:
+        support: `[N]` float32 or float64, on the CPU.
+        sigma: its standard deviation.
+
+    Returns:
+        How many bins beyond the two around a target it can reach on one side.
+    """
+    return min(math.ceil(_REACH[support.dtype] * sigma / float(support.diff().min())), support.shape[0])
 
 
 def _label_window(target: Tensor, bins: _Bins) -> tuple[Tensor, Tensor]:
