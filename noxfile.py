@@ -249,7 +249,7 @@ def learn(session: nox.Session) -> None:
 @nox.session(default=False)
 def bench(session: nox.Session) -> None:
     """Run the benchmarks and save their JSON (`nox -s bench -- NAME...` picks; demo_seeds runs only when named)."""
-    install(session, "amago-core[plot]", "amago-envs")
+    install(session, "amago-core[plot,numba]", "amago-envs")
     folder = ROOT / "runs" / "bench"
     outs = {script.stem: (script, folder / f"{script.stem}.json") for script in (ROOT / "benchmarks").glob("[!_]*.py")}
     outs["kernels"] = (ROOT / "benchmarks" / "kernels", folder / "kernels")

@@ -6,6 +6,7 @@ import json
 import os
 import platform
 import time
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -57,6 +58,7 @@ def save(
         "cores": os.cpu_count(),
         "python": platform.python_version(),
         "load_average": os.getloadavg()[0],
+        "numba": _numba(),
     }
     content = {
         "benchmark": name,
@@ -72,6 +74,16 @@ def save(
 
 def _text(value: Any) -> str:
     return f"{value:,.4g}" if isinstance(value, float) else str(value)
+
+
+def _numba() -> str | None:
+    """The version behind the CPU's compiled kernels; None where "auto" does without."""
+    if os.environ.get("AMAGO_KERNELS_NUMBA") == "0":
+        return None
+    try:
+        return version("numba")
+    except PackageNotFoundError:
+        return None
 
 
 def _processor() -> str:
