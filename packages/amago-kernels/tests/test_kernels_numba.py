@@ -153,6 +153,31 @@ print(os.waitpid(child, 0)[1])
     assert run(code) == "0"
 
 
+def test_kernels_stay_within_their_memory(tmp_path):
+    """Numba looks only where it is told to; what it compiles then is kept apart."""
+    code = """
+import torch
+from amago_kernels import hl_gauss_cross_entropy, linear_scan, selective_scan, two_hot_cross_entropy
+for length, channels, states in ((1, 1, 1), (33, 5, 3), (34, 129, 17)):
+    reset = torch.rand(3, length) < 0.2
+    u, x = torch.rand(2, 3, length, channels).requires_grad_()
+    B, C = torch.rand(2, 3, length, states)
+    for options in ({}, {"reset": reset, "z": u, "D": x[0, 0], "delta_bias": x[0, 0], "delta_softplus": True}):
+        y, last = selective_scan(u, x, -torch.rand(channels, states), B, C, backend="numba", **options)
+        (y.sum() + last.sum()).backward()
+    for a in (u, u[0], u[:, :1], u[:1, :, :1]):
+        linear_scan(a, x, reset=reset, backend="numba")[0].sum().backward()
+for bins, target in ((2, (5, 1)), (9, (70,)), (40, ()), (40, (0, 70))):
+    logits = torch.randn(0 if target == (0, 70) else 5, 70, bins).requires_grad_()
+    shared = torch.randn(target), torch.linspace(-2, 2, bins)
+    loss = two_hot_cross_entropy(logits, *shared, backend="numba")
+    for sigma in (0.01, 0.5, 100.0):
+        loss = loss + hl_gauss_cross_entropy(logits, *shared, sigma, backend="numba")
+    loss.sum().backward()
+"""
+    run(code, NUMBA_BOUNDSCHECK="1", NUMBA_CACHE_DIR=str(tmp_path))
+
+
 def test_no_place_for_a_cache(tmp_path):
     (tmp_path / "file").touch()
     code = "import torch; from amago_kernels import linear_scan; print(linear_scan(*torch.ones(2, 1, 2, 1))[1].item())"
@@ -225,6 +250,30 @@ def test_refusals_say_why(monkeypatch):
     monkeypatch.setattr(dispatch, "_NUMBA_FOUND", False)
     with pytest.raises(ValueError, match=r"numba is not installed \(pip install 'amago-kernels\[numba\]'\)"):
         linear_scan(a, a, backend="numba")
+
+
+@pytest.mark.parametrize(
+    ("module", "reason"),
+    [
+        ("raise ImportError('numba needs another numpy')", "cannot be imported: numba needs another numpy"),
+        ("__version__, version_info = '0.57.1', (0, 57, 1)", "numba 0.57.1 is installed, and 0.61 or later is needed"),
+    ],
+)
+def test_one_that_does_not_work(tmp_path, module, reason):
+    """Then "auto" takes what there is in plain PyTorch, and who asks for it hears why."""
+    (tmp_path / "numba.py").write_text(module)
+    code = """
+import torch
+from amago_kernels import linear_scan
+a = torch.ones(1, 2, 3)
+assert linear_scan(a, a)[1].tolist() == [[2.0, 2.0, 2.0]]
+try:
+    linear_scan(a, a, backend="numba")
+except ValueError as error:
+    print(error)
+"""
+    path = os.pathsep.join([str(tmp_path), *sys.path])
+    assert reason in run(code, PYTHONPATH=path)
 
 
 def test_switches_of_the_environment():

@@ -95,24 +95,34 @@ def test_inputs_are_not_written():
 def test_keeps_states_for_a_backward_pass_only():
     inputs = [x.float() for x in make_inputs(2, 70, 20, 3).values()]
     for keep, chunks in ((False, 0), (True, 3)):
-        y, _, starts = torch.ops.amago_kernels.selective_scan_numba(*inputs, None, True, keep)
+        y, _, starts = torch.ops.amago_kernels.selective_scan(*inputs, None, True, True, keep)
         assert starts.shape == (2, chunks, 3, 20)
         assert_close_ratio(y, run(dict(zip(make_inputs(1, 1, 1, 1), inputs, strict=True)), None, "reference")[0], 1e-5)
+
+
+def test_a_backward_pass_that_was_not_foreseen():
+    """As of a program that was exported with inputs that wanted no gradients."""
+    inputs = {name: x.float() for name, x in make_inputs(2, 70, 20, 3).items()}
+    reset = make_reset("some", 2, 70)
+    given = [x.clone().requires_grad_() for x in inputs.values()]
+    y, last, _ = torch.ops.amago_kernels.selective_scan(*given, reset, True, True, False)
+    for one, other in zip(torch.autograd.grad(scalar(y, last), given), results(inputs, reset)[2:], strict=True):
+        assert torch.equal(one, other)
 
 
 @pytest.mark.filterwarnings("ignore")
 def test_registration():
     inputs = [x.float().requires_grad_() for x in make_inputs(2, 20, 4, 3).values()]
-    scan = torch.ops.amago_kernels.selective_scan_numba
-    backward = torch.ops.amago_kernels.selective_scan_numba_backward
+    scan = torch.ops.amago_kernels.selective_scan
+    backward = torch.ops.amago_kernels.selective_scan_backward
     for reset in (None, make_reset("some", 2, 20)):
-        torch.library.opcheck(scan.default, (*inputs, reset, True, True))
-    sparse = [*inputs[:5], None, None, None, inputs[8]]
-    torch.library.opcheck(scan.default, (*sparse, None, False, True))
+        torch.library.opcheck(scan.default, (*inputs, reset, True, True, True))
+    sparse = [*inputs[:5], None, None, None, None]
+    torch.library.opcheck(scan.default, (*sparse, None, False, True, True))
     for given in (inputs, sparse):
         plain = [None if x is None else x.detach() for x in given]
-        y, last, starts = scan(*plain, reset, True, True)
-        torch.library.opcheck(backward.default, (torch.randn_like(y), last, starts, *plain, reset, True))
+        y, last, starts = scan(*plain, reset, True, True, True)
+        torch.library.opcheck(backward.default, (torch.randn_like(y), last, starts, *plain, reset, True, True))
 
 
 @pytest.mark.filterwarnings("ignore")

@@ -122,6 +122,25 @@ def test_any_strides(sigma: float | None) -> None:
     assert torch.equal(one, torch.autograd.grad(loss, leaf, torch.ones(5, 6).t())[0])
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_strides_compile_nothing_more(dtype: torch.dtype) -> None:
+    from amago_kernels.value_losses import numba_value_losses
+
+    logits, target, support = make_inputs((8,), (8,), 6)
+    logits = logits.to(dtype)
+    solve((logits, target, support), None)
+    kernels = numba_value_losses._forward, numba_value_losses._backward
+    before = [len(kernel.signatures) for kernel in kernels]
+    for case in ((logits, target[:1].expand(8), support), (logits[:4], target[::2], support)):
+        solve(case, None)
+    row = logits.flatten()[::8]
+    for got, wanted in zip(
+        solve((row, target[3], support), None), solve((row.clone(), target[3], support), None), strict=True
+    ):
+        assert torch.equal(got, wanted)
+    assert [len(kernel.signatures) for kernel in kernels] == before
+
+
 @pytest.mark.parametrize("sigma", [None, 0.5])
 @pytest.mark.parametrize("of_target", [(37, 1, 7), (37, 4, 7), (4, 1)])
 def test_the_same_on_any_number_of_threads(threads, sigma: float | None, of_target: tuple[int, ...]) -> None:

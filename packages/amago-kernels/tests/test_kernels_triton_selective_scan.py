@@ -9,7 +9,7 @@ from reset_patterns import PATTERNS, make_reset
 from triton_devices import DEVICES
 
 from amago_kernels import selective_scan, selective_scan_step
-from amago_kernels.scan.selective_ops import launch_step, triton_scan, triton_step
+from amago_kernels.scan.selective_ops import compiled_scan, launch_step, triton_step
 from amago_kernels.testing import assert_close_ratio, poisoned
 
 NAMES = ("u", "delta", "A", "B", "C", "D", "z", "delta_bias", "initial_state")
@@ -131,9 +131,9 @@ def test_only_the_outputs_that_are_used_are_differentiated(device):
 @pytest.mark.parametrize("device", DEVICES)
 def test_keeps_nothing_without_gradients(device):
     inputs = {name: x.float().to(device) for name, x in make_inputs(1, 9, 5, 3).items()}
-    arguments = (*inputs.values(), None, True)
-    assert triton_scan(*arguments, False)[2].numel() == 0
-    y, last, starts = triton_scan(*arguments, True)
+    arguments = (*inputs.values(), None, True, False)
+    assert compiled_scan(*arguments, False)[2].numel() == 0
+    y, last, starts = compiled_scan(*arguments, True)
     assert starts.shape == (1, 1, 3, 5)
     assert torch.equal(run(inputs, None, "triton")[0], y)
 
@@ -191,21 +191,33 @@ def test_no_lanes(device):
         assert not one.any()
 
 
+@pytest.mark.parametrize("device", DEVICES)
+def test_a_backward_pass_that_was_not_foreseen(device):
+    """As of a program that was exported with inputs that wanted no gradients."""
+    inputs = [x.float().to(device) for x in make_inputs(1, 9, 5, 3).values()]
+    sides = []
+    for keep in (False, True):
+        given = [x.clone().requires_grad_() for x in inputs]
+        y, last, _ = compiled_scan(*given, None, True, False, keep)
+        sides.append(torch.autograd.grad(y.sum() + last.sum(), given))
+    for one, other in zip(*sides, strict=True):
+        assert torch.equal(one, other)
+
+
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("device", DEVICES)
 def test_registration(device):
     inputs = {name: x.float().to(device).requires_grad_() for name, x in make_inputs(2, 5, 4, 3).items()}
     arguments = list(inputs.values())
     operators = torch.ops.amago_kernels
-    torch.library.opcheck(
-        operators.selective_scan_triton.default, (*arguments, make_reset("some", 2, 5, device=device), True, True)
-    )
+    reset = make_reset("some", 2, 5, device=device)
+    torch.library.opcheck(operators.selective_scan.default, (*arguments, reset, True, False, True))
     plain = [x.detach() for x in arguments]
-    bare = [*plain[:5], None, None, None, None, None, False]
-    torch.library.opcheck(operators.selective_scan_triton.default, (*bare, False))
-    y, last, starts = operators.selective_scan_triton(*bare, True)
+    bare = [*plain[:5], None, None, None, None, None, False, False]
+    torch.library.opcheck(operators.selective_scan.default, (*bare, False))
+    y, last, starts = operators.selective_scan(*bare, True)
     for grads in ((torch.randn_like(y), None), (None, torch.randn_like(last))):
-        torch.library.opcheck(operators.selective_scan_triton_backward.default, (*grads, starts, *bare))
+        torch.library.opcheck(operators.selective_scan_backward.default, (*grads, starts, *bare))
     first = [x[:, 0] if x.dim() == 3 and place != 8 else x for place, x in enumerate(plain)]
     torch.library.opcheck(operators.selective_scan_step_triton.default, (*first, True))
 

@@ -6,10 +6,12 @@ serve a call (None: it can). "auto" takes the first that can; a backend asked fo
 
 from __future__ import annotations
 
+import importlib
 import importlib.util
 import os
 import sys
 from collections.abc import Callable, Mapping
+from functools import cache
 from typing import TypeVar
 
 import torch
@@ -23,6 +25,7 @@ _NUMBA_FOUND = importlib.util.find_spec("numba") is not None
 # Numba's own switch: its kernels would run as Python, ten thousand times slower.
 _NUMBA_DISABLED = os.environ.get("NUMBA_DISABLE_JIT", "0") not in ("", "0")
 _OLDEST_CAPABILITY = (8, 0)
+_OLDEST_NUMBA = (0, 61)
 _TRITON_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 CallT = TypeVar("CallT")
@@ -126,6 +129,19 @@ def numba_refusal(device_type: str) -> str | None:
         return f"Numba's kernels run on the CPU, and the input is on {device_type}"
     if _NUMBA_DISABLED:
         return "NUMBA_DISABLE_JIT is set, and without its compiler Numba is slower than the reference"
+    # What is traced cannot be imported meanwhile; it will be when it runs.
+    return None if torch.compiler.is_compiling() else _numba_fault()
+
+
+@cache
+def _numba_fault() -> str | None:
+    """Why Numba cannot be used although it is installed; finding out takes its import, once."""
+    try:
+        numba = importlib.import_module("numba")
+    except ImportError as error:
+        return f"numba is installed and cannot be imported: {error}"
+    if numba.version_info[:2] < _OLDEST_NUMBA:
+        return f"numba {numba.__version__} is installed, and 0.61 or later is needed"
     return None
 
 
@@ -156,7 +172,7 @@ def choose(operation: str, backend: str, call: CallT, candidates: Mapping[str, C
     """
     if backend == "auto":
         for name, refusal in candidates.items():
-            if refusal(call) is None and _unasked(name):
+            if _unasked(name) and refusal(call) is None:
                 return name
         raise ValueError(f"backend='auto': none of {sorted(candidates)} can serve this {operation} call")
     if backend not in OPERATIONS[operation]:

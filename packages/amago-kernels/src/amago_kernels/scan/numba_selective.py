@@ -46,6 +46,7 @@ from .numba_selective_rows import (
     repeat,
     take,
 )
+from .selective_ops import NUMBA_CHUNK
 
 # As many pieces at least where lanes are few. They depend on the shape alone: sums over channels come out alike with
 # any number of threads.
@@ -61,13 +62,12 @@ def forward(
     D: Tensor | None,
     z: Tensor | None,
     delta_bias: Tensor | None,
-    state: Tensor,
+    state: Tensor | None,
     reset: Tensor | None,
     softplus: bool,
     y: Tensor,
     last: Tensor,
     starts: Tensor,
-    chunk: int,
 ) -> None:
     """Fills what the forward pass hands out.
 
@@ -80,27 +80,27 @@ def forward(
         D: `[D]` or None.
         z: `[B, L, D]` or None.
         delta_bias: `[D]` or None.
-        state: `[B, D, N]`.
+        state: `[B, D, N]` or None.
         reset: `[B, L]` bool or None.
         softplus: apply softplus to the step sizes.
         y: filled, `[B, L, D]`.
         last: filled with the last state, `[B, D, N]`.
         starts: filled with the state before each chunk, `[B, K, N, D]`; nothing is kept where it has no numbers.
-        chunk: `T`.
     """
-    inputs, options = _given((u, delta, A, B, C, state), D, z, delta_bias, reset, softplus)
+    before = torch.zeros_like(last) if state is None else state
+    inputs, options = _given((u, delta, A, B, C, before), D, z, delta_bias, reset, softplus)
     outputs = [array(x) for x in (y, last, starts)]
     pieces = _pieces(u)
 
     def run(first: int, end: int) -> None:
-        _forward(first, end, pieces, *_scratch(chunk, A), *inputs, *options, *outputs)
+        _forward(first, end, pieces, *_scratch(A), *inputs, *options, *outputs)
 
     in_threads(run, u.shape[0] * pieces, u.numel() * A.shape[1])
 
 
 def backward(
-    grad_y: Tensor,
-    grad_last: Tensor,
+    grad_y: Tensor | None,
+    grad_last: Tensor | None,
     starts: Tensor,
     u: Tensor,
     delta: Tensor,
@@ -113,13 +113,12 @@ def backward(
     reset: Tensor | None,
     softplus: bool,
     grads: tuple[Tensor, ...],
-    chunk: int,
 ) -> None:
     """Fills the gradients.
 
     Args:
-        grad_y: `[B, L, D]`.
-        grad_last: `[B, D, N]`.
+        grad_y: `[B, L, D]` or None.
+        grad_last: `[B, D, N]` or None.
         starts: `[B, K, N, D]`.
         u: `[B, L, D]`.
         delta: `[B, L, D]`.
@@ -133,18 +132,22 @@ def backward(
         softplus: whether softplus was applied to the step sizes.
         grads: filled, those of `u`, `delta`, `A`, `B`, `C`, `D`, `z`, `delta_bias` and the initial state; without
             numbers for what is None.
-        chunk: `T`.
     """
     grad_u, grad_delta, grad_a, grad_b, grad_c, grad_skip, grad_z, grad_bias, grad_state = grads
-    inputs, options = _given((grad_y, grad_last, starts, u, delta, A, B, C), D, z, delta_bias, reset, softplus)
-    outputs = [array(x) for x in (grad_u, grad_delta, grad_z.reshape(-1, *u.shape[1:]), grad_state)]
+    of_y = torch.zeros_like(u) if grad_y is None else grad_y
+    of_last = u.new_zeros(u.shape[0], *A.shape) if grad_last is None else grad_last
+    inputs, options = _given((of_y, of_last, starts, u, delta, A, B, C), D, z, delta_bias, reset, softplus)
+    # Kernels write all gradients; what nobody asked for goes to memory of its own.
+    of_z = u.new_empty(1, 1, 1) if z is None else grad_z
+    of_state = torch.empty_like(of_last) if grad_state.numel() == 0 else grad_state
+    outputs = [array(x) for x in (grad_u, grad_delta, of_z, of_state)]
     pieces, lanes, dtype = _pieces(u), u.shape[0], array(u).dtype
     # One per lane, or per piece of a lane, to be added up in an order that does not depend on threads.
     partial = [np.empty((lanes, *shape), dtype) for shape in (A.shape, A.shape[:1], A.shape[:1])]
     partial += [np.zeros((pieces, *B.shape), dtype) for _ in range(2)]
 
     def run(first: int, end: int) -> None:
-        _backward(first, end, pieces, *_scratch(chunk, A), *inputs, *options, *outputs, *partial)
+        _backward(first, end, pieces, *_scratch(A), *inputs, *options, *outputs, *partial)
 
     in_threads(run, lanes * pieces, u.numel() * A.shape[1])
     # By NumPy: threads of PyTorch stay awake for a while, in the way of those of the next kernel.
@@ -177,9 +180,9 @@ def _pieces(u: Tensor) -> int:
     return max(1, min(parts, _PIECES // max(1, u.shape[0])))
 
 
-def _scratch(chunk: int, A: Tensor) -> list[np.ndarray[Any, Any]]:
+def _scratch(A: Tensor) -> list[np.ndarray[Any, Any]]:
     """Rows of timesteps, rows of states, and the row of channels."""
-    shapes = ((chunk, TIMESTEP_COLUMNS), (A.shape[1], STATE_COLUMNS), (CHANNEL_COLUMNS,))
+    shapes = ((NUMBA_CHUNK, TIMESTEP_COLUMNS), (A.shape[1], STATE_COLUMNS), (CHANNEL_COLUMNS,))
     return [array(A.new_empty(shape)) for shape in shapes]
 
 

@@ -15,8 +15,7 @@ from ..dispatch import choose, numba_refusal, triton_refusal, triton_unasked
 from ..external import WindowCall, mamba_ssm_scan, selective_scan_refusal
 from ..inputs import accumulation_dtype, check_devices, check_floats, check_reset, check_shape, without_autocast
 from .reference import selective_reference
-from .selective_numba_ops import numba_scan
-from .selective_ops import launch_step, triton_scan, triton_step
+from .selective_ops import compiled_scan, launch_step, triton_step
 from .tiled import tiled_scan
 
 _MOST_STATES = 256
@@ -91,19 +90,19 @@ def selective_scan(
     chosen = choose("selective_scan", backend, call, _CANDIDATES)
     keep = torch.is_grad_enabled() and any(x.requires_grad for x in given)
     if chosen == "triton":
-        y, last, _ = triton_scan(u, delta, A, B, C, D, z, delta_bias, initial_state, reset, delta_softplus, keep)
-        return y, last
+        inputs = (u, delta, A, B, C, D, z, delta_bias, initial_state)
+        return compiled_scan(*inputs, reset, delta_softplus, False, keep)[:2]
     if chosen == "mamba_ssm":
         return mamba_ssm_scan(u, delta, A, B, C, D, z, delta_bias, delta_softplus)
     dtype = accumulation_dtype(u, delta, A, B, C, initial_state)
+    if chosen == "numba":
+        wide = [None if x is None else x.to(dtype) for x in (u, delta, A, B, C, D, z, delta_bias, initial_state)]
+        y, last, _ = compiled_scan(*wide, reset, delta_softplus, True, keep)
+        return y.to(u.dtype), last
     state = initial_state
     if state is None:
         state = torch.zeros(u.shape[0], *A.shape, dtype=dtype, device=u.device)
     wide = u.to(dtype)
-    if chosen == "numba":
-        rest = [None if x is None else x.to(dtype) for x in (delta, A, B, C, D, z, delta_bias, state)]
-        y, last, _ = numba_scan(wide, *rest, reset, delta_softplus, keep)
-        return y.to(u.dtype), last
     sizes = _step_sizes(delta.to(dtype), delta_bias, delta_softplus)
     inputs = (wide, sizes, A.to(dtype), B.to(dtype), C.to(dtype), state.to(dtype), reset)
     y, last = tiled_scan(*inputs)[:2] if chosen == "blocked" else selective_reference(*inputs)

@@ -1,4 +1,6 @@
-"""The selective scan by Triton as operators: what they allocate, and how the scan is differentiated.
+"""The selective scan by compiled kernels as operators: what they allocate, and how the scan is differentiated.
+
+The kernels are Triton's, or Numba's on the CPU; nothing here imports either before it is called.
 
 Dimensions: `B` batch, `L` timesteps, `D` channels, `N` states per channel, `K` chunks of timesteps.
 """
@@ -10,23 +12,25 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..inputs import mark_written
+from ..inputs import accumulation_dtype, drop_idle, mark_written
 
-# Timesteps from one state that the forward pass keeps to the next.
+# Timesteps from one state that the forward pass keeps to the next, by Triton and by Numba.
 CHUNK = 64
+NUMBA_CHUNK = 32
 
 _INPUTS = (
     "Tensor u, Tensor delta, Tensor A, Tensor B, Tensor C, Tensor? D, Tensor? z, Tensor? delta_bias, Tensor? state,"
-    " Tensor? reset, bool softplus"
+    " Tensor? reset, bool softplus, bool by_numba"
 )
 
 
-def outputs(u: Tensor, A: Tensor, keep: bool) -> tuple[Tensor, Tensor, Tensor]:
+def outputs(u: Tensor, A: Tensor, by_numba: bool, keep: bool) -> tuple[Tensor, Tensor, Tensor]:
     """Memory for what the forward pass gives.
 
     Args:
         u: `[B, L, D]`.
         A: `[D, N]`.
+        by_numba: whose kernels it is for.
         keep: whether there will be a backward pass.
 
     Returns:
@@ -34,20 +38,21 @@ def outputs(u: Tensor, A: Tensor, keep: bool) -> tuple[Tensor, Tensor, Tensor]:
         `keep`).
     """
     batch, length, channels = u.shape
-    chunks = (length + CHUNK - 1) // CHUNK if keep else 0
+    chunk = NUMBA_CHUNK if by_numba else CHUNK
+    chunks = (length + chunk - 1) // chunk if keep else 0
     last, starts = (
-        torch.empty(shape, dtype=torch.float32, device=u.device)
+        torch.empty(shape, dtype=accumulation_dtype(u), device=u.device)
         for shape in ((batch, channels, A.shape[1]), (batch, chunks, A.shape[1], channels))
     )
     return u.new_empty(u.shape), last, starts
 
 
 @torch.library.custom_op(
-    "amago_kernels::selective_scan_triton",
+    "amago_kernels::selective_scan",
     mutates_args=(),
     schema=f"({_INPUTS}, bool keep) -> (Tensor, Tensor, Tensor)",
 )
-def triton_scan(
+def compiled_scan(
     u: Tensor,
     delta: Tensor,
     A: Tensor,
@@ -59,9 +64,10 @@ def triton_scan(
     state: Tensor | None,
     reset: Tensor | None,
     softplus: bool,
+    by_numba: bool,
     keep: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """`selective_scan` from its inputs as they are.
+    """`selective_scan` from its inputs as they are; for Numba, all float32 or all float64.
 
     Args:
         u: `[B, L, D]`.
@@ -75,20 +81,28 @@ def triton_scan(
         state: `[B, D, N]` or None.
         reset: `[B, L]` bool or None.
         softplus: apply softplus to the step sizes.
+        by_numba: take Numba's kernels, else Triton's.
         keep: whether there will be a backward pass.
 
     Returns:
         As `outputs`.
     """
-    from .triton_selective import forward
+    filled = outputs(u, A, by_numba, keep)
+    if u.numel() == 0:
+        return filled
+    inputs = (u, delta, A, B, C, D, z, delta_bias, state)
+    if by_numba:
+        from . import numba_selective
 
-    filled = outputs(u, A, keep)
-    if u.numel() > 0:
-        forward(u, delta, A, B, C, D, z, delta_bias, state, reset, softplus, *filled)
+        numba_selective.forward(*inputs, drop_idle(reset), softplus, *filled)
+    else:
+        from . import triton_selective
+
+        triton_selective.forward(*inputs, reset, softplus, *filled)
     return filled
 
 
-@triton_scan.register_fake
+@compiled_scan.register_fake
 def _(
     u: Tensor,
     delta: Tensor,
@@ -101,18 +115,19 @@ def _(
     state: Tensor | None,
     reset: Tensor | None,
     softplus: bool,
+    by_numba: bool,
     keep: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    return outputs(u, A, keep)
+    return outputs(u, A, by_numba, keep)
 
 
 @torch.library.custom_op(
-    "amago_kernels::selective_scan_triton_backward",
+    "amago_kernels::selective_scan_backward",
     mutates_args=(),
     schema=f"(Tensor? grad_y, Tensor? grad_last, Tensor starts, {_INPUTS})"
     " -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)",
 )
-def _triton_backward(
+def _backward(
     grad_y: Tensor | None,
     grad_last: Tensor | None,
     starts: Tensor,
@@ -127,19 +142,27 @@ def _triton_backward(
     state: Tensor | None,
     reset: Tensor | None,
     softplus: bool,
+    by_numba: bool,
 ) -> tuple[Tensor, ...]:
     """The gradients of everything from `u` to `state`; without numbers for what is None."""
+    grads = _gradients(u, delta, A, B, C, D, z, delta_bias, state)
+    if u.numel() == 0:
+        return tuple(grad.zero_() for grad in grads)
+    if by_numba:
+        from . import numba_selective
+
+        options = (D, z, delta_bias, drop_idle(reset), softplus)
+        numba_selective.backward(grad_y, grad_last, starts, u, delta, A, B, C, *options, grads)
+        return grads
     from .triton_selective_backward import backward
 
-    if u.numel() == 0:
-        return tuple(grad.zero_() for grad in _gradients(u, delta, A, B, C, D, z, delta_bias, state))
     inputs = (u, delta, A, B, C, D, z, delta_bias, reset, softplus)
-    *grads, grad_state = backward(grad_y, grad_last, starts, *inputs, from_state=state is not None)
-    grads.append(None if state is None or grad_state is None else grad_state.to(state.dtype))
-    return tuple(u.new_empty(0) if grad is None else grad for grad in grads)
+    *found, grad_state = backward(grad_y, grad_last, starts, *inputs, from_state=state is not None)
+    found.append(None if state is None or grad_state is None else grad_state.to(state.dtype))
+    return tuple(u.new_empty(0) if grad is None else grad for grad in found)
 
 
-@_triton_backward.register_fake
+@_backward.register_fake
 def _(
     grad_y: Tensor | None,
     grad_last: Tensor | None,
@@ -155,6 +178,7 @@ def _(
     state: Tensor | None,
     reset: Tensor | None,
     softplus: bool,
+    by_numba: bool,
 ) -> tuple[Tensor, ...]:
     return _gradients(u, delta, A, B, C, D, z, delta_bias, state)
 
@@ -167,7 +191,7 @@ def _gradients(*inputs: Tensor | None) -> tuple[Tensor, ...]:
 
 
 def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:
-    *tensors, ctx.softplus, _ = inputs
+    *tensors, ctx.softplus, ctx.by_numba, ctx.keep = inputs
     ctx.save_for_backward(output[2], *tensors)
     # What nobody differentiates needs no zeros.
     ctx.set_materialize_grads(False)
@@ -178,16 +202,19 @@ def _differentiate(
 ) -> tuple[Tensor | None, ...]:
     starts, *tensors = ctx.saved_tensors
     if grad_y is None and grad_last is None:
-        return (None,) * 12
+        return (None,) * 13
+    if not ctx.keep:
+        # An exported program has decided before anyone asked for gradients.
+        starts = compiled_scan(*tensors, ctx.softplus, ctx.by_numba, True)[2]
     *wanted, reset = tensors
     if not ctx.needs_input_grad[8]:
         wanted[8] = None
-    grads = _triton_backward(grad_y, grad_last, starts, *wanted, reset, ctx.softplus)
+    grads = _backward(grad_y, grad_last, starts, *wanted, reset, ctx.softplus, ctx.by_numba)
     kept = [grad if x is not None else None for x, grad in zip(wanted, grads, strict=True)]
-    return *kept, None, None, None
+    return *kept, None, None, None, None
 
 
-triton_scan.register_autograd(_differentiate, setup_context=_save)
+compiled_scan.register_autograd(_differentiate, setup_context=_save)
 
 
 def launch_step(

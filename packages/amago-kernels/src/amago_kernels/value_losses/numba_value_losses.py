@@ -118,7 +118,8 @@ def _plan(logits: Tensor, target: Tensor) -> _Plan:
                 size *= alone.pop()[0]
             alone.append((size, stride))
     inner, step = alone.pop() if alone else (1, 1)
-    return _Plan(target.to(wide_dtype(logits)).reshape(-1), _offsets(alone), inner, step, _offsets(shared))
+    flat = target.to(wide_dtype(logits)).reshape(-1).contiguous()
+    return _Plan(flat, _offsets(alone), inner, step, _offsets(shared))
 
 
 @dataclass(frozen=True)
@@ -160,7 +161,8 @@ def _make_bins(support: Tensor, use_symlog: bool, sigma: float | None) -> _Bins:
 
 def _memory(x: Tensor) -> _Array:
     """Logits as a flat array; bfloat16 as the integers that hold its bits."""
-    flat = x.reshape(-1)
+    # Numbers in a row may still be apart, for which Numba would compile once more.
+    flat = x.reshape(-1).contiguous()
     return array(flat.view(torch.int16)).view(np.uint16) if x.dtype == torch.bfloat16 else array(flat)
 
 
