@@ -90,14 +90,16 @@ def selective_scan(
     chosen = choose("selective_scan", backend, call, _CANDIDATES)
     keep = torch.is_grad_enabled() and any(x.requires_grad for x in given)
     if chosen == "triton":
-        inputs = (u, delta, A, B, C, D, z, delta_bias, initial_state)
-        return compiled_scan(*inputs, reset, delta_softplus, False, keep)[:2]
+        y, last, _ = compiled_scan(
+            u, delta, A, B, C, D, z, delta_bias, initial_state, reset, delta_softplus, False, keep
+        )
+        return y, last
     if chosen == "mamba_ssm":
         return mamba_ssm_scan(u, delta, A, B, C, D, z, delta_bias, delta_softplus)
     dtype = accumulation_dtype(u, delta, A, B, C, initial_state)
     if chosen == "numba":
-        wide = [None if x is None else x.to(dtype) for x in (u, delta, A, B, C, D, z, delta_bias, initial_state)]
-        y, last, _ = compiled_scan(*wide, reset, delta_softplus, True, keep)
+        cast = [None if x is None else x.to(dtype) for x in (u, delta, A, B, C, D, z, delta_bias, initial_state)]
+        y, last, _ = compiled_scan(*cast, reset, delta_softplus, True, keep)
         return y.to(u.dtype), last
     state = initial_state
     if state is None:
