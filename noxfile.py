@@ -249,7 +249,7 @@ def learn(session: nox.Session) -> None:
 @nox.session(default=False)
 def bench(session: nox.Session) -> None:
     """Run the benchmarks and save their JSON (`nox -s bench -- NAME...` picks; demo_seeds runs only when named)."""
-    install(session, "amago-core[plot,numba]", "amago-envs")
+    install(session, "amago-core[plot]", "amago-kernels[numba]", "amago-envs")
     folder = ROOT / "runs" / "bench"
     outs = {script.stem: (script, folder / f"{script.stem}.json") for script in (ROOT / "benchmarks").glob("[!_]*.py")}
     outs["kernels"] = (ROOT / "benchmarks" / "kernels", folder / "kernels")
@@ -276,9 +276,11 @@ def minimums(session: nox.Session) -> None:
 @nox.session(default=False)
 def docs(session: nox.Session) -> None:
     """Build the API pages into site/."""
-    install(session, "amago-core[plot]", "amago-envs", "pdoc")
+    # With what kernels are written in: their modules are pages too.
+    install(session, "amago-core[plot]", "amago-kernels[numba,triton]", "amago-envs", "pdoc")
     sources = [ROOT / "packages" / name / "src" for name in PACKAGES]
     paths = [path.relative_to(source).with_suffix("") for source in sources for path in sorted(source.rglob("*.py"))]
     modules = [".".join(path.parts).removesuffix(".__init__") for path in paths]
-    public = [module for module in modules if "._" not in module]
+    # torchrl wants an older tensordict than the others have; docs/nets/reuse.md describes its adapter.
+    public = [module for module in modules if "._" not in module and module != "amago_nets.torchrl"]
     session.run("pdoc", "--docformat", "google", "--output-directory", "site", *public)
