@@ -8,7 +8,6 @@ from collections.abc import Callable
 import pytest
 import torch
 from torch import Tensor
-from torch.profiler import ProfilerActivity, profile
 from triton_devices import without_triton
 
 from amago_kernels import (
@@ -422,35 +421,3 @@ def test_results_are_contiguous_as_the_compiler_believes(sigma: float | None) ->
     assert torch.ops.amago_kernels.value_cross_entropy(logits, *args).is_contiguous()
     grad = torch.randn(2, 3).t()
     assert torch.ops.amago_kernels.value_cross_entropy_backward(grad, logits, *args).is_contiguous()
-
-
-def peak_memory(call: Callable[[], object]) -> int:
-    """The most bytes that are held at one time during a call, beyond what was held before."""
-    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
-        call()
-    events = [e for e in profiler.profiler.kineto_results.events() if e.name() == "[memory]"]
-    held, peak = 0, 0
-    for event in sorted(events, key=lambda event: event.start_ns()):
-        held += event.nbytes()
-        peak = max(peak, held)
-    return peak
-
-
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("sigma", [None, 0.11])
-@pytest.mark.parametrize("lean", LEAN)
-def test_memory(lean: str, sigma: float | None, dtype: torch.dtype) -> None:
-    """Forward and backward: a label for every prediction costs three times as much, the gradient itself included."""
-    logits = torch.randn(8, 128, 4, 7, 128, generator=generator()).to(dtype).requires_grad_()
-    target = 10 * torch.randn(8, 128, 4, 7, generator=generator(1))
-
-    def step(backend: str) -> Tensor:
-        if sigma is None:
-            loss = two_hot_cross_entropy(logits, target, DEFAULT, backend=backend)
-        else:
-            loss = hl_gauss_cross_entropy(logits, target, DEFAULT, sigma, backend=backend)
-        return torch.autograd.grad(loss.mean(), logits)[0]
-
-    step(lean)
-    ours, reference = (peak_memory(lambda b=backend: step(b)) for backend in (lean, "reference"))
-    assert reference > 3 * ours > 0

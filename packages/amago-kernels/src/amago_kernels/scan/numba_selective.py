@@ -141,10 +141,13 @@ def backward(
     of_z = u.new_empty(1, 1, 1) if z is None else grad_z
     of_state = torch.empty_like(of_last) if grad_state.numel() == 0 else grad_state
     outputs = [array(x) for x in (grad_u, grad_delta, of_z, of_state)]
-    pieces, lanes, dtype = _pieces(u), u.shape[0], array(u).dtype
+    pieces, lanes = _pieces(u), u.shape[0]
     # One per lane, or per piece of a lane, to be added up in an order that does not depend on threads.
-    partial = [np.empty((lanes, *shape), dtype) for shape in (A.shape, A.shape[:1], A.shape[:1])]
-    partial += [np.zeros((pieces, *B.shape), dtype) for _ in range(2)]
+    partial = [array(u.new_empty(lanes, *shape)) for shape in (A.shape, A.shape[:1], A.shape[:1])]
+    maps = [array(u.new_empty(pieces, *B.shape)) for _ in range(2)]
+    for parts in maps:
+        parts.fill(0.0)
+    partial += maps
 
     def run(first: int, end: int) -> None:
         _backward(first, end, pieces, *_scratch(A), *inputs, *options, *outputs, *partial)
